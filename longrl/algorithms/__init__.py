@@ -1,6 +1,6 @@
 """RL objectives as a record of orthogonal pure functions; configs/algorithm/ names the combinations of the papers.
 
-Three files, three subjects: advantages (groups and completions: which train, and what was one worth?), losses (tokens:
+Files are subjects: advantages (groups and completions: which train, and what was one worth?), losses (tokens:
 what does one add to the loss, and how much does it count?), algorithm (the record of one function per question). What
 a function needs of a run is said by the function: needs.
 """
@@ -53,3 +53,12 @@ from longrl.algorithms.losses import (
     truncated_token as truncated_token,
 )
 from longrl.algorithms.needs import Needs as Needs, needs as needs
+from longrl.algorithms.preferences import (
+    PairScores as PairScores,
+    Preference as Preference,
+    SimPO as SimPO,
+    SmoothedDPO as SmoothedDPO,
+    dpo as dpo,
+    ipo as ipo,
+    length_normalized_dpo as length_normalized_dpo,
+)

@@ -1,4 +1,4 @@
-"""The policy being trained: one LightningModule for chain-of-thought SFT and for RL on its own rollouts.
+"""The policy being trained: one LightningModule for chain-of-thought SFT, for pairs, and for RL on its own rollouts.
 
 Letters: P prompts of a batch, G completions of each, C = P * G, N completion tokens of a rollout or mini-batch,
 R scored rows of a micro-batch. All are this rank's; sums over ranks are taken where a formula needs them.
@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from longrl.algorithms import Algorithm
+from longrl.algorithms import Algorithm, Preference
 from longrl.features.cache import FeatureCache
 from longrl.features.disk_cache import DiskCache
 from longrl.features.trainable_features import TrainableFeatures
@@ -29,6 +31,8 @@ from longrl.modules.initial_weights import build_from
 from longrl.modules.mini_batches import FlatGroups, RolloutLoss, TokenLoss, flatten_groups, make_mini_batches
 from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.optimizer import OptimizerSettings
+from longrl.modules.preference_loss import RewardShift
+from longrl.modules.preference_step import preference_step, preference_validation
 from longrl.modules.scoring import PackedScoring, all_media as all_media
 from longrl.modules.sft_step import sft_step, sft_validation
 from longrl.modules.skipped_steps import text_record
@@ -39,9 +43,11 @@ from longrl.packing.pack import Continuations
 from longrl.strategies.fsdp import RootModule
 from longrl.types import Batch, Features, Metrics, PolicyOutput, Prompt
 
+logger = logging.getLogger(__name__)
+
 
 class PolicyModule(TrainedModule):
-    """Trains a model family by SFT (batches without groups) or RL (batches whose groups a rollout callback filled).
+    """Trains a model family by SFT or on pairs (batches without groups), or by RL (groups of a rollout callback).
 
     Optimization is manual: losses are sums under weights that add up to one over the whole optimizer step, so any split
     into micro-batches gives the same gradient.
@@ -63,6 +69,7 @@ class PolicyModule(TrainedModule):
         feature_cache_dir: folder in which features of a frozen encoder outlive the run, if there is one. `python -m
             longrl cache-features` fills it beforehand. In `fit` videos whose features are there are not decoded.
         feature_cache_disk_bytes: what all files in that folder may take; the least recently used go first.
+        preference: the objective of `data.stage: preference`; by default DPO. `init_from` is the reference.
     """
 
     family: CausalFamily
@@ -81,6 +88,7 @@ class PolicyModule(TrainedModule):
         feature_cache_bytes: int = 1 << 30,
         feature_cache_dir: str | None = None,
         feature_cache_disk_bytes: int = 1 << 40,
+        preference: Preference | None = None,
     ) -> None:
         if min(max_tokens_per_micro_batch, mini_batches_per_rollout, epochs_per_rollout) < 1:
             raise ValueError(
@@ -99,6 +107,10 @@ class PolicyModule(TrainedModule):
         )  # fmt: skip
         if self.algorithm.fp32_lm_head:
             family.fp32_lm_head = True
+        self.preference = preference or Preference()
+        self._preference_is_given = preference is not None
+        self.reward_shift = RewardShift()
+        """Of the quality loss of pairs."""
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.temperature = 1.0
         """The one completions are sampled with; the rollout callback sets it."""
@@ -119,12 +131,22 @@ class PolicyModule(TrainedModule):
     def is_rl(self) -> bool:
         return data_module_of(self.trainer).renderer.stage == "rl"
 
+    def learns_pairs(self) -> bool:
+        """True if batches are pairs of answers, one of which is preferred."""
+        return data_module_of(self.trainer).renderer.stage == "preference"
+
+    @override
+    def needs_reference(self) -> bool:
+        return self.preference.needs_reference if self.learns_pairs() else super().needs_reference()
+
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit" and not self.is_rl():  # in RL the rollout callback knows how long completions may become
             limit = micro_batch_limit(self.max_tokens_per_micro_batch, self.parallel.degrees)
             data_module_of(self.trainer).limit_lengths([limit], ("train", "val"))
+        if stage == "fit" and self._preference_is_given and not self.learns_pairs():
+            logger.warning("model.preference has no effect without data.stage=preference; set that, or leave it out")
 
     @override
     def build_model(self) -> nn.Module:
@@ -174,6 +196,19 @@ class PolicyModule(TrainedModule):
         """The run's micro-batches: of the ranks, the budget of tokens and the device that there are now."""
         return PackedScoring(self.parallel, self.max_tokens_per_micro_batch, self.family.num_axes, self.device)
 
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.reward_shift.count:
+            checkpoint["reward_shift"] = self.reward_shift.state_dict()
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.reward_shift.load_state_dict(checkpoint.get("reward_shift", {}))
+
     # -- steps ---------------------------------------------------------------------------------------------------
 
     @override
@@ -181,7 +216,7 @@ class PolicyModule(TrainedModule):
         """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
         groups = batch.groups
         if groups is None:
-            return sft_step(self, batch)
+            return preference_step(self, batch) if self.learns_pairs() else sft_step(self, batch)
         if self.features.disk:  # of what the rollout callback encoded
             self.log_dict(self.features.metrics(), batch_size=1)
         if self.parallel.dp.max(len(groups)) == 0:
@@ -352,13 +387,22 @@ class PolicyModule(TrainedModule):
         return [[completion.text for completion in group.completions] for group in batch.groups or []]
 
     @override
+    def on_validation_start(self) -> None:
+        """In `validate` nothing was trained, and there is no reference yet."""
+        if self.learns_pairs() and self.reference is None and self.needs_reference():
+            self._keep_unregistered("reference", self._make_reference())
+
+    @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds up reward and parts, in validation per category too; of SFT batches the loss."""
+        """Adds up reward and parts, in validation per category too; of answers in the data the loss and the like."""
         stage = "test" if self.trainer.testing else "val"
         for group in batch.groups or []:
             # `test` reports categories with intervals: callbacks/evaluation.py
             self._eval_means.add_rewards(group, stage, by_category=stage == "val")
-        for name, (total, count) in sft_validation(self, batch).items():
+        if stage == "test" and self.learns_pairs():  # questions are asked, pairs are not compared
+            return
+        of_targets = preference_validation if self.learns_pairs() else sft_validation
+        for name, (total, count) in of_targets(self, batch).items():
             self._eval_means.add(f"{stage}/{name}", total, count)
 
     test_step = validation_step
