@@ -92,7 +92,9 @@ def test_gradients_raise_the_chosen_answer_and_lower_the_other(name):
             values = []
             for sign in (1, -1):
                 shifted = {tensor: tensor + sign * step}
-                fields = [shifted.get(value, value) for value in vars(pairs).values() if isinstance(value, torch.Tensor)]
+                fields = [
+                    shifted.get(value, value) for value in vars(pairs).values() if isinstance(value, torch.Tensor)
+                ]
                 values.append(loss(PairScores(*fields[:6]), beta))
         slope = (values[0] - values[1]) / (2 * step)
         grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
