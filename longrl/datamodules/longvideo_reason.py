@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -41,7 +42,8 @@ from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.sources import DecodeLimits
 from longrl.datamodules.media.subtitles import Subtitles, log_subtitles
 from longrl.datamodules.rows.other_schemas import suggest_row_function
-from longrl.datamodules.rows.question_rows import ROW_ARGUMENTS, RowFunction, make_rows
+from longrl.datamodules.rows.pairs import pair_row
+from longrl.datamodules.rows.question_rows import ROW_ARGUMENTS, RowFunction, make_rows, row_or_error
 from longrl.datamodules.rows.sources import media_root_of, read_records
 from longrl.io.functions import import_function
 from longrl.models.reading import RendersPrompts
@@ -67,7 +69,8 @@ class LongVideoReason(StreamedData):
         test: source of the rows for `test` and `predict`; or several.
         media_root: folder where relative media paths start; by default that of the source, if it is a file.
         row_function: import path (or `file.py:function`) of the function that turns a record into a `Row`.
-        stage: `sft` gives prompts their target, from reasoning and answer; `rl` leaves it to be sampled.
+        stage: `sft` gives prompts their target, from reasoning and answer; `rl` leaves it to be sampled; `preference`
+            gives both answers of rows that are pairs.
         question_template: what the model is asked; `{problem}` is the question with its options, `{subtitles}` what
             `subtitles` says. In all templates braces around anything but a name stay, as LaTeX's do.
         response_template: SFT target of a row, from its `{reasoning}` and `{answer}`; `{option}` is the wording of the
@@ -154,6 +157,11 @@ class LongVideoReason(StreamedData):
         for name, share in (("max_skipped_share", max_skipped_share), ("blind_share", blind_share)):
             if not 0 <= share <= 1:
                 raise ValueError(f"data.{name} must be between 0 and 1, got {share}")
+        if stage == "preference" and blind_share:
+            raise ValueError(
+                f"data.blind_share must be 0 with data.stage=preference, got {blind_share}: answers of a pair speak "
+                "of what was shown"
+            )
         if "{problem}" not in question_template:
             raise ValueError(f"data.question_template must contain {{problem}}, got {question_template!r}")
         check_template("question_template", question_template, ("problem", "subtitles"))
@@ -230,7 +238,8 @@ class LongVideoReason(StreamedData):
     @override
     def read_split(self, split: Split) -> None:
         weights = self.weights if split == "train" else None
-        by_source = first_rows(map(self._read_source, self.sources[split]), self.max_rows[split], of_each=bool(weights))
+        read = [functools.partial(self._read_source, one, split) for one in self.sources[split]]
+        by_source = first_rows((each() for each in read), self.max_rows[split], of_each=bool(weights))
         results = list(chain.from_iterable(by_source))
         rows = [row for row in results if isinstance(row, Row)]
         errors = [(index, error) for index, error in enumerate(results) if isinstance(error, ValueError)]
@@ -269,8 +278,11 @@ class LongVideoReason(StreamedData):
             logger.info("%d of %d %s rows have no reasoning: they teach the answer alone", without, len(rows), split)
         log_subtitles(split, rows, self.renderer.subtitles)
 
-    def _read_source(self, one: DataSource) -> list[Row | ValueError]:
-        return make_rows(read_records(one.source), *self._reading(one))
+    def _read_source(self, one: DataSource, split: Split) -> list[Row | ValueError]:
+        rows = make_rows(read_records(one.source), *self._reading(one))
+        if self.renderer.stage == "preference" and split == "train":  # other splits may ask questions as well
+            return [row_or_error(pair_row, row) if isinstance(row, Row) else row for row in rows]
+        return rows
 
     def _reading(self, one: DataSource) -> tuple[RowFunction, str | None]:
         """Row function and media root of a source."""

@@ -137,7 +137,7 @@ class TrainedModule(ParallelModule, abc.ABC):
     policy: RootModule
     """Scores with the model's weights; the root of their shards."""
     reference: RootModule | None
-    """The policy that the run began with, if there is a KL penalty; neither saved nor trained."""
+    """The policy that the run began with, if it is compared with; neither saved nor trained."""
 
     def __init__(
         self,
@@ -179,6 +179,10 @@ class TrainedModule(ParallelModule, abc.ABC):
     def is_rl(self) -> bool:
         """True if batches are rolled out."""
 
+    def needs_reference(self) -> bool:
+        """True if the policy that the run began with is scored beside the one being trained."""
+        return self.algorithm.kl_coef > 0 and self.is_rl()
+
     @abc.abstractmethod
     def build_model(self) -> nn.Module:
         """The model with its initial weights, and adapters if it is to have any, on the CPU."""
@@ -217,7 +221,7 @@ class TrainedModule(ParallelModule, abc.ABC):
 
     @override
     def on_fit_start(self) -> None:
-        if self.algorithm.kl_coef > 0 and self.is_rl():
+        if self.needs_reference():
             self._keep_unregistered("reference", self._make_reference())
         self.model.train()
 
