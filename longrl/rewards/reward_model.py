@@ -191,7 +191,7 @@ class RewardModel(BatchReward[Completion]):
         answer = completion.text if self.judged == "all" else after_thinking(completion.text)
         asked = [{"role": "user", "content": row.problem}]
         if row.messages:
-            asked = [{"role": message["role"], "content": _text_of(message["content"])} for message in row.messages]
+            asked = [{"role": message["role"], "content": message_text(message["content"])} for message in row.messages]
         messages = [*asked, {"role": "assistant", "content": answer}]
         return list(self._tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
 
@@ -251,7 +251,7 @@ def token_batches(lengths: Sequence[int], limit: int) -> list[list[int]]:
     return batches
 
 
-def _text_of(content: Any) -> str:
+def message_text(content: Any) -> str:
     """The text of a message; its media are not shown."""
     if isinstance(content, str):
         return content
