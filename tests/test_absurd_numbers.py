@@ -57,6 +57,8 @@ from longrl.pipeline import config as pipeline
 from longrl.planning.run_plan import PlanOptions
 from longrl.rewards.judge import Judge
 from longrl.rewards.length import CosineLength, SoftOverlong
+from longrl.rewards.remote import RemoteScorer
+from longrl.rewards.reward_model import RewardModel
 from longrl.rewards.reward_sum import RewardSum, RewardTerm
 from longrl.strategies.mr_sp import MRSPStrategy
 from longrl.types import SamplingParams
@@ -81,7 +83,8 @@ CLASSES = [
     (RolloutCallback, {"reward": REWARD}), (Watchdog, {}), (Checkpoint, {}), (Generations, {}), (TerminalView, {}),
     (EvaluationReport, {}), (HFEngine, {}), (VLLMEngine, {}), (VLLMServerEngine, {"urls": "http://127.0.0.1:1"}),
     (RewardTerm, {"function": "longrl.rewards.accuracy"}), (RewardSum, {"terms": REWARD.terms}),
-    (Judge, {"endpoint": ENDPOINT, "cache_dir": "c"}), (CosineLength, {"max_completion_tokens": 8}),
+    (Judge, {"endpoint": ENDPOINT, "cache_dir": "c"}), (RewardModel, {"folder": "f"}),
+    (RemoteScorer, {"endpoint": ENDPOINT, "cache_dir": "c"}), (CosineLength, {"max_completion_tokens": 8}),
     (SoftOverlong, {"max_completion_tokens": 8, "buffer_tokens": 2}), (LocalPolicy, {"family": TEXT}),
     (EndpointPolicy, {"endpoint": ENDPOINT}), (EvaluationConfig, {"policy": None, "out": "o"}),
     (DiffusionSampling, {}), (FlowSDE, {}), (CPS, {}),
