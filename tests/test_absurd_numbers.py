@@ -20,7 +20,11 @@ from longrl.callbacks.terminal_view import TerminalView
 from longrl.callbacks.watchdog import Watchdog
 from longrl.chat.endpoint import Budget, Decoding, Endpoint
 from longrl.commands.serve import ServerOptions
+from longrl.datamodules.loading.curriculum import Curriculum
+from longrl.datamodules.loading.learning_progress import LearningProgress
 from longrl.datamodules.loading.mixing import DataSource
+from longrl.datamodules.loading.pass_rates import PassRates
+from longrl.datamodules.loading.schedules import Schedule
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.opening import MediaLimits
 from longrl.datamodules.media.sampling import VideoSampling
@@ -79,6 +83,8 @@ CLASSES = [
     (PolicyModule, {"family": TEXT}), (TextFamily, {"model": "m"}), (Qwen2_5_VLFamily, {"model": "m"}),
     (Qwen3VLFamily, {"model": "m"}), (VilaFamily, {"model": "m"}), (MRSPStrategy, {}),
     (LongVideoReason, {"family": TEXT}), (VideoSampling, {}),
+    (PassRates, {}), (LearningProgress, {}), (Curriculum, {"pass_rates": PassRates()}),
+    (Schedule, {"steps": [0], "values": [8.0]}),
     (Subtitles, {}), (MediaLimits, {}), (DecodeLimits, {}),
     (RolloutCallback, {"reward": REWARD}), (Watchdog, {}), (Checkpoint, {}), (Generations, {}), (TerminalView, {}),
     (EvaluationReport, {}), (HFEngine, {}), (VLLMEngine, {}), (VLLMServerEngine, {"urls": "http://127.0.0.1:1"}),
@@ -129,7 +135,7 @@ warn_without_signal_after max_resample_rounds bypass_old_logp_below max_grad_nor
 dropout top_k temperature noise_level kl_coef clip_low clip_high correction_cap max_mismatch max_mean_mismatch
 max_length_ratio max_similarity right_from eval_share sft_share blind_share max_blind_share max_missing_share
 max_failed_share max_skipped_share TwoSidedMask.low GeometricMask.low stale_low stale_high max_kl Distillation.coef
-sft_coef
+sft_coef low retry_after memory
 """
 """Options that may be 0: none of it, switched off, or the least of a measure."""
 ENDLESS = """
@@ -175,6 +181,8 @@ def test_a_number_that_an_option_cannot_mean_is_refused_by_name(made, base):
         ("span_s", lambda value: VideoSampling(span_s=value), [(-1.0, 2.0), (2.0, 1.0), (math.nan, 1.0)]),
         ("save", lambda value: Watchdog(limits_s={"save": value}), [-1.0, math.nan]),
         ("frames", lambda value: EvaluationConfig(None, "o", frames=value), [[0], [-1], [4, 4]]),
+        ("steps", lambda value: Schedule(value, [8.0, 16.0]), [[0, 0], [0, -1], [1, 2], [5, 0]]),
+        ("values", lambda value: Schedule([0], [value]), [-1.0, 0.0, math.nan, math.inf]),
         ("weights", lambda value: LongVideoReason(TEXT, [DataSource("s", value)]), [-1, 0, math.nan, math.inf]),
     ],
 )

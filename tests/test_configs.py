@@ -19,6 +19,7 @@ from longrl.callbacks.rollout import RolloutCallback
 from longrl.commands.diffusion import DiffusionCLI
 from longrl.commands.evaluate import parse_evaluation
 from longrl.commands.trainer import LongRLCLI
+from longrl.datamodules.loading.curriculum import Curriculum
 from longrl.datamodules.loading.mixing import DataSource
 from longrl.datamodules.longvideo_reason import DEFAULT_ROW_FUNCTION
 from longrl.diffusion.diffusion_family import DiffusionFamily
@@ -58,14 +59,14 @@ FLOW = sorted([*CONFIGS.glob("*_flow_grpo.yaml"), *CONFIGS.glob("*_diffusion_*.y
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path not in FLOW)
 DEMO = sorted(path for folder in ("demo", "demo/qwen3_5", "demo/tools") for path in CONFIGS.glob(f"{folder}/*.yaml"))
 EVALUATIONS = sorted(CONFIGS.glob("eval/*.yaml"))
-KINDS = ("algorithm", "async", "data", "environment", "family", "policy", "reward", "rollout", "trainer")
+KINDS = ("algorithm", "async", "curriculum", "data", "environment", "family", "policy", "reward", "rollout", "trainer")
 PIECES = {kind: sorted(CONFIGS.glob(f"{kind}/*.yaml")) for kind in KINDS}
 FLOW_FAMILIES = [path for path in PIECES["family"] if path.stem.startswith(("sd3", "wan"))]
 PROMPT_FILES = [path for path in PIECES["data"] if path.stem in ("geneval", "ocr_prompts", "prompts")]
 """Data pieces of `PromptFiles`; the others are of `LongVideoReason`."""
 TYPES = {
-    "algorithm": Algorithm, "environment": EnvironmentSettings, "family": CausalFamily, "reward": RewardSum,
-    "rollout": RolloutEngine,
+    "algorithm": Algorithm, "curriculum": Curriculum, "environment": EnvironmentSettings, "family": CausalFamily,
+    "reward": RewardSum, "rollout": RolloutEngine,
 }  # fmt: skip
 """Of the pieces that are values; the others are groups of options."""
 ON_CPU = f"--trainer={CONFIGS / 'trainer' / 'cpu.yaml'}"

@@ -31,6 +31,7 @@ from longrl.callbacks.rollout_steps import GroupSource, RolloutSteps
 from longrl.callbacks.staleness_checks import check_stale_tokens
 from longrl.callbacks.staleness_metrics import staleness_metrics
 from longrl.callbacks.turn_metrics import turn_metrics
+from longrl.datamodules.loading.schedules import Schedule, check_tokens
 from longrl.engines.hf import HFEngine
 from longrl.engines.rollout_engine import RolloutEngine, RolloutRequest
 from longrl.environments.settings import EnvironmentSettings
@@ -79,6 +80,8 @@ class RolloutCallback(Callback):
             have one turn.
         warn_without_signal_after: warn once after so many steps in a row in which no group had anything to learn from,
             with the likely causes; 0 never.
+        length_schedule: `sampling.max_completion_tokens` by optimizer step, at most what `sampling` says: engine,
+            update and rewards are set up for that. Completions that begin during step s have the length of step s.
         seed: of the sampling; together with the number of the rollout and the prompt's id (and, of a prompt
             that comes again in a batch, which copy it is) it decides every completion.
     """
@@ -98,6 +101,7 @@ class RolloutCallback(Callback):
         warn_without_signal_after: int = 10,
         router_replay: bool = False,
         environment: EnvironmentSettings | None = None,
+        length_schedule: Schedule | None = None,
     ) -> None:
         check_ranges(
             locals(),
@@ -110,6 +114,9 @@ class RolloutCallback(Callback):
         )
         self.reward = reward
         self.sampling = sampling or SamplingParams()
+        if length_schedule is not None:
+            most = self.sampling.max_completion_tokens
+            check_tokens("rollout.length_schedule", length_schedule, most, "rollout.sampling.max_completion_tokens")
         # Greedy, and one completion: every evaluation asks the same of the policy.
         self.eval_sampling = eval_sampling or replace(
             self.sampling, num_generations=1, temperature=0.0, top_p=1.0, top_k=0
@@ -133,7 +140,9 @@ class RolloutCallback(Callback):
         self._data_before = DataPosition()
         self._sampled: list[Group] = []
         """Groups drawn for this step, selected or not."""
-        self._steps = RolloutSteps(self.engine, reward, self.sampling, seed, self._environment, self._watch.failures)
+        self._steps = RolloutSteps(
+            self.engine, reward, self.sampling, seed, self._environment, self._watch.failures, length_schedule
+        )
         self._source: GroupSource
         """Where a step's groups come from."""
         if max_staleness > 1:
@@ -211,6 +220,7 @@ class RolloutCallback(Callback):
         assert isinstance(pl_module, PolicyModule)
         with saved_without_servers(trainer, self._source, self._data_before):
             self._fill(pl_module, batch, trainer.global_step)
+            data_module_of(trainer).learn(self._sampled)  # last: a step that could not be made teaches nothing
 
     def _fill(self, module: PolicyModule, batch: Batch, step: int) -> None:
         """Gives a batch its groups, of which there may be fewer than prompts."""
@@ -262,6 +272,8 @@ class RolloutCallback(Callback):
         if self.max_staleness:
             limits = (module.steps_per_rollout, self.max_staleness)
             self._metrics |= staleness_metrics(batch.groups, step, *limits, dp)
+        if self._steps.lengths is not None:
+            self._metrics["data/max_completion_tokens"] = float(self._steps.max_completion_tokens(step))
         if self.environment is not None:
             self._metrics |= turn_metrics(found.sampled, self._environment.take_num_encoded(), module.parallel)
 

@@ -20,6 +20,7 @@ from torch.optim.optimizer import Optimizer
 from typing_extensions import override
 
 from longrl.algorithms import Algorithm
+from longrl.datamodules.loading.data_module import StreamedData
 from longrl.models.lora import LoRASettings, check_resumed, refuse_dropout, to_checkpoint
 from longrl.modules.host_adamw import offload_state
 from longrl.modules.initial_weights import check_resumed_weights
@@ -276,6 +277,9 @@ class TrainedModule(ParallelModule, abc.ABC):
         """The optimizer steps on a batch, their metrics under `train/`, and the loss on the progress bar."""
         with self.phases("update"):
             metrics = self.update_policy(batch)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, StreamedData):
+            self.log_dict(data.metrics(), batch_size=1)
         if metrics:
             named = {f"train/{name}": value for name, value in metrics.items()}
             named["train/nonfinite_steps"] = float(self.skipped_steps.count)

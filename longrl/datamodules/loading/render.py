@@ -13,6 +13,7 @@ from typing import Any, Literal
 import av
 import torch
 
+from longrl.datamodules.loading.row_marks import video_of
 from longrl.datamodules.loading.skips import CODE_ERRORS
 from longrl.datamodules.loading.traces import KnowsFeatures as KnowsFeatures, TraceRenderer, trace_media
 from longrl.datamodules.media.audio import SAMPLING_RATE, FileSound, read_sound
@@ -110,7 +111,8 @@ class RowRenderer:
         blind = (self.blind or self.blind_share > 0) and self.drops_media(row)
         shown = without_media(row) if blind else row
         span = row.metadata.get("span_s")
-        sampling = replace(self.video, span_s=read_span(span)) if span else self.video
+        video = video_of(row, self.video)
+        sampling = replace(video, span_s=read_span(span)) if span else video
 
         # 3. Decoded media, or where to get them; a video's sound track comes right after its frames.
         media: list[Frames | AudioClip] = []
@@ -131,7 +133,7 @@ class RowRenderer:
         if is_pair:
             prompt = with_rejected(self.family, prompt)
         if self.stage == "sft" and shown.trace:
-            prompt = replace(prompt, response=self._traces().target(shown))
+            prompt = replace(prompt, response=self._traces(video).target(shown))
         self._check_length(prompt)
 
         # 5. Where left-out pixels come from, and which frames are shown.
@@ -147,10 +149,8 @@ class RowRenderer:
             torn_videos=tuple(torn),
         )
 
-    def _traces(self) -> TraceRenderer:
-        return TraceRenderer(
-            self.family, self.video, self.shard, self.decoding, self.remote, self.patch_dtype, self.stored
-        )
+    def _traces(self, video: VideoSampling) -> TraceRenderer:
+        return TraceRenderer(self.family, video, self.shard, self.decoding, self.remote, self.patch_dtype, self.stored)
 
     def _question_text(self, shown: Row, media: Sequence[Frames | AudioClip] | None) -> str:
         """The question as text: what it spells of control tokens is text, and subtitles place no media either.
