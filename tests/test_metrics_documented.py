@@ -70,20 +70,17 @@ def names(tmp_path_factory):
         "max_observed_tokens": 200,
         "num_workers": 1,
     }
-<<<<<<< HEAD
     family = dict(cached["model"]["family"]["init_args"], init_seed=4)
     of_teacher = {"class_path": cached["model"]["family"]["class_path"], "init_args": family}
     cached["model"]["teacher"] = {
         "class_path": "longrl.modules.local_teacher.LocalTeacher",
         "init_args": {"family": of_teacher},
     }
-=======
     cached["data"]["curriculum"] = {
         "pass_rates": {"low": 0.1},
         "video": {"max_frames": {"steps": [0], "values": [8]}, "fps": {"steps": [0], "values": [1.0]}},
     }
     cached["rollout"]["length_schedule"] = {"steps": [0], "values": [5]}
->>>>>>> i21-curricula
     kept = run(folder / "cached", cached)
     sft = config("sft")
     sft["trainer"] |= {"max_steps": 1}
@@ -109,11 +106,8 @@ def test_what_a_name_depends_on_is_documented(names):
     of_cache = {name for name in documented() if "feature" in name}
     of_tools = {"rollout/turns", "rollout/observed_tokens", "throughput/media_shown_encoded"}
     of_tools |= {name for name in documented() if "tool" in name}
-<<<<<<< HEAD
     of_teacher = {name for name in documented() if "teacher" in name}
-=======
     of_tools |= {name for name in documented() - NOT_HERE if name.startswith("data/")}
->>>>>>> i21-curricula
     of_encoder = {"train/grad_norm_vision_encoder", "train/grad_norm_projector"}
     assert cached - trained == of_cache - {"throughput/feature_hit_rate"} | of_tools | of_teacher
     assert trained - cached == of_encoder
