@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from longrl.callbacks.environment_rollouts import EnvironmentRollouts
+from longrl.callbacks.frame_order import FrameOrder
 from longrl.callbacks.group_scores import scored_groups
 from longrl.engines.rollout_engine import (
     GeneratedShards,
@@ -23,7 +24,7 @@ from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum
 from longrl.rewards.failures import Failure
 from longrl.strategies.parallel import Parallel
-from longrl.types import Group, Metrics, Prompt, SamplingParams
+from longrl.types import Group, Media, Metrics, Prompt, SamplingParams
 
 
 @dataclass
@@ -88,6 +89,7 @@ class RolloutSteps:
         seed: of the run's sampling.
         environment: answers the turns of completions, if there is one.
         failures: gets those of rewards.
+        frame_order: compares groups with such of shuffled frames, if it is asked for.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class RolloutSteps:
         seed: int,
         environment: EnvironmentRollouts,
         failures: list[Failure],
+        frame_order: FrameOrder | None = None,
     ) -> None:
         self.engine = engine
         self.reward = reward
@@ -105,6 +108,7 @@ class RolloutSteps:
         self.seed = seed
         self.environment = environment
         self.failures = failures
+        self.frame_order = frame_order
         self.num_rollouts = 0
         self.family: CausalFamily
         """In the precision that the engine computes in; known from `setup` on."""
@@ -124,12 +128,23 @@ class RolloutSteps:
         engine_prompts = []
         for prompt, sampling_id in zip(prompts, ids, strict=True):
             engine_prompts.append(replace(prompt, id=sampling_id))
-        return RolloutRequest(prompts, engine_prompts, self.samplings(module), seed)
+        request = RolloutRequest(prompts, engine_prompts, self.samplings(module), seed)
+        if self.frame_order is None:
+            return request
+        return self.frame_order.shuffled_request(self.family, request, self.sampling)
 
-    def encode(self, module: PolicyModule, prompts: Sequence[Prompt]) -> RolloutFeatures:
-        """Features of prompts, every rank its shard of the frames; and room for those of what completions are shown."""
+    def encode(
+        self, module: PolicyModule, prompts: Sequence[Prompt], reordered: Sequence[Media] = ()
+    ) -> RolloutFeatures:
+        """Features of prompts, every rank its shard of the frames; and room for those of what completions are shown.
+
+        Args:
+            module: has the encoder and the cache.
+            prompts: this rank's.
+            reordered: their videos with the cells in another order, for which nothing is encoded.
+        """
         with module.phases("encode"):
-            return RolloutFeatures(module.features.get_or_encode(module.model, prompts), module.features)
+            return RolloutFeatures(module.features.get_or_encode(module.model, prompts), module.features, reordered)
 
     def sync(self, module: PolicyModule, step: int) -> None:
         """Hands the weights of a step over, unless the engine has them. Every rank must call it."""
@@ -163,6 +178,9 @@ class RolloutSteps:
     def score(self, module: PolicyModule, request: RolloutRequest, generated: Sequence[GeneratedShards]) -> list[Group]:
         """The groups of all prompts: every rank rewards its shards."""
         with module.phases("reward"):
-            return scored_groups(
+            groups = scored_groups(
                 self.reward, request, generated, module.parallel, self.engine.ranks_per_engine, self.failures
             )
+        if self.frame_order is not None:
+            self.frame_order.add_bonus(groups)
+        return groups

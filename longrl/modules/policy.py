@@ -24,6 +24,7 @@ from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
 from longrl.models.lora import adapters_off
+from longrl.modules.consistency import Consistency
 from longrl.modules.expert_load import ExpertLoads
 from longrl.modules.initial_weights import build_from
 from longrl.modules.mini_batches import FlatGroups, RolloutLoss, TokenLoss, flatten_groups, make_mini_batches
@@ -63,6 +64,8 @@ class PolicyModule(TrainedModule):
         feature_cache_dir: folder in which features of a frozen encoder outlive the run, if there is one. `python -m
             longrl cache-features` fills it beforehand. In `fit` videos whose features are there are not decoded.
         feature_cache_disk_bytes: what all files in that folder may take; the least recently used go first.
+        consistency: a bonus for right completions whose answer the reference finds likely after their reasoning
+            (GRPO-CARE); it needs the reference, also without a KL penalty. None: not.
     """
 
     family: CausalFamily
@@ -81,6 +84,7 @@ class PolicyModule(TrainedModule):
         feature_cache_bytes: int = 1 << 30,
         feature_cache_dir: str | None = None,
         feature_cache_disk_bytes: int = 1 << 40,
+        consistency: Consistency | None = None,
     ) -> None:
         if min(max_tokens_per_micro_batch, mini_batches_per_rollout, epochs_per_rollout) < 1:
             raise ValueError(
@@ -100,6 +104,7 @@ class PolicyModule(TrainedModule):
         if self.algorithm.fp32_lm_head:
             family.fp32_lm_head = True
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
+        self.consistency = consistency
         self.temperature = 1.0
         """The one completions are sampled with; the rollout callback sets it."""
         self.mismatch_monitor: MismatchMonitor | None = None
@@ -170,6 +175,11 @@ class PolicyModule(TrainedModule):
         return family
 
     @property
+    @override
+    def needs_reference(self) -> bool:
+        return super().needs_reference or self.consistency is not None
+
+    @property
     def scoring(self) -> PackedScoring:
         """The run's micro-batches: of the ranks, the budget of tokens and the device that there are now."""
         return PackedScoring(self.parallel, self.max_tokens_per_micro_batch, self.family.num_axes, self.device)
@@ -191,6 +201,12 @@ class PolicyModule(TrainedModule):
         flat = flatten_groups(groups, self.device, self.global_step, self.steps_per_rollout)
         old_logp = self._old_logp(flat, batch.features)  # [N]
         ref_logp = self._reference_logp(flat, batch.features)  # [N]
+        consistent = None
+        if self.consistency is not None:
+            assert ref_logp is not None, "`needs_reference` has it made"
+            consistent = self.consistency.score(flat, ref_logp, self.family.tokenizer)
+            flat = consistent.flat
+            ref_logp = ref_logp if self.algorithm.kl_coef > 0 else None
 
         # 2. Advantages, and mini-batches of neighbouring groups.
         mini_batches = make_mini_batches(
@@ -219,6 +235,8 @@ class PolicyModule(TrainedModule):
         means["entropy_min"] = lowest_over_ranks(entropies, self.parallel.world)
         means |= self.watch_batches(mini_batches)
         means |= loads.metrics(self.parallel.world)
+        if consistent is not None:
+            means |= consistent.metrics(self.parallel.dp)
         if self.mismatch_monitor is None:
             return means
         return means | self.mismatch_monitor.metrics
@@ -320,7 +338,7 @@ class PolicyModule(TrainedModule):
         return torch.where((flat.staleness == 0) | ~is_known, old_logp, flat.sampler_logp)
 
     def _reference_logp(self, flat: FlatGroups, features: Features) -> Tensor | None:
-        """[N] log-probabilities of the reference policy, or None without KL penalty."""
+        """[N] log-probabilities of the reference policy, or None if nothing needs it."""
         reference = self.reference
         if reference is None:
             return None

@@ -137,7 +137,7 @@ class TrainedModule(ParallelModule, abc.ABC):
     policy: RootModule
     """Scores with the model's weights; the root of their shards."""
     reference: RootModule | None
-    """The policy that the run began with, if there is a KL penalty; neither saved nor trained."""
+    """The policy that the run began with, if something needs it; neither saved nor trained."""
 
     def __init__(
         self,
@@ -187,6 +187,11 @@ class TrainedModule(ParallelModule, abc.ABC):
     def update_policy(self, batch: Any) -> Metrics:
         """Takes the optimizer steps on a batch; returns their metrics, none without a step."""
 
+    @property
+    def needs_reference(self) -> bool:
+        """True if RL reads the log-probabilities of a reference policy."""
+        return self.algorithm.kl_coef > 0
+
     # -- building ------------------------------------------------------------------------------------------------
 
     @override
@@ -217,7 +222,7 @@ class TrainedModule(ParallelModule, abc.ABC):
 
     @override
     def on_fit_start(self) -> None:
-        if self.algorithm.kl_coef > 0 and self.is_rl():
+        if self.needs_reference and self.is_rl():
             self._keep_unregistered("reference", self._make_reference())
         self.model.train()
 
