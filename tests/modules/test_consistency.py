@@ -126,7 +126,7 @@ def test_a_step_of_the_module_adds_the_bonus_by_its_reference_alone():
     ids = [[completion.token_ids for completion in group.completions] for group in groups]
     logp = separate_logps(plain_model(family.build(), family), prompts, ids)
     index, in_answer = answer_tokens(family.tokenizer, [one for group in groups for one in group.completions])
-    likelihood = answer_likelihood(logp, index, in_answer, 6).view(2, 3)
+    likelihood = answer_likelihood(logp.detach(), index, in_answer, 6).view(2, 3)
     settings = Consistency(bonus=0.5, margin=0.0, most=1.0)
     wanted = accuracy.clone()
     for group, (right, likely) in enumerate(zip(accuracy.bool(), likelihood, strict=True)):
