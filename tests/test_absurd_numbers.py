@@ -11,6 +11,7 @@ from longrl.algorithms.algorithm import Algorithm
 from longrl.algorithms.losses import BoundedK3, Constant, DualClipped
 from longrl.callbacks.checkpoint import Checkpoint
 from longrl.callbacks.evaluation import EvaluationReport
+from longrl.callbacks.frame_order import FrameOrder
 from longrl.callbacks.generations import Generations
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.callbacks.terminal_view import TerminalView
@@ -47,6 +48,7 @@ from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
 from longrl.models.vila import VilaFamily
+from longrl.modules.consistency import Consistency
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.policy import PolicyModule
 from longrl.pipeline import config as pipeline
@@ -80,6 +82,7 @@ CLASSES = [
     (DiffusionSampling, {}), (FlowSDE, {}), (CPS, {}),
     (RandomWindow, {}), (SlidingWindow, {}), (SD3Family, {"model": "m"}), (WanFamily, {"model": "m"}),
     (DiffusionModule, {"family": SD3Family("m")}), (DiffusionRolloutCallback, {"reward": REWARD}),
+    (FrameOrder, {}), (Consistency, {}),
     (PictureGrids, {}), (PromptFiles, {}), (ClipScore, {"folder": "f"}), (MotionAmount, {}), (OcrMatch, {}),
 ]  # fmt: skip
 """Everything with numbers that a user sets, and what it cannot do without. Its options are found by themselves."""
@@ -118,7 +121,7 @@ FilterOptions.num_samples blind_samples limit_s RewardSum.time_limit_s PictureGr
 warn_without_signal_after max_resample_rounds bypass_old_logp_below max_grad_norm warmup_steps lr weight_decay decay
 dropout top_k temperature noise_level kl_coef clip_low clip_high correction_cap max_mismatch max_mean_mismatch
 max_length_ratio max_similarity right_from eval_share sft_share blind_share max_blind_share max_missing_share
-max_failed_share max_skipped_share
+max_failed_share max_skipped_share bonus ratio margin
 """
 """Options that may be 0: none of it, switched off, or the least of a measure."""
 ENDLESS = """

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longrl.io.number_ranges import NOT_NEGATIVE, SHARE, check_ranges
+from longrl.io.number_ranges import LEAST, NOT_NEGATIVE, Range, check_ranges
 from longrl.modules.mini_batches import FlatGroups
 from longrl.rewards.answers import answer_place
 from longrl.rewards.reward_sum import ACCURACY_NAME
 from longrl.strategies.axis import Axis
 from longrl.types import Completion, Metrics
 
+ABOVE_0: Range = (LEAST, 1)
 RIGHT_ABOVE = 0.1
 """A completion is right if its accuracy is above it, and not below its group's mean, as in the authors' code."""
 
@@ -47,7 +48,7 @@ class Consistency:
     """Likelihoods above count as this: of certain answers none is better."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, "model.consistency.", bonus=NOT_NEGATIVE, margin=NOT_NEGATIVE, most=SHARE)
+        check_ranges(self, "model.consistency.", bonus=NOT_NEGATIVE, margin=NOT_NEGATIVE, most=ABOVE_0)
 
     def score(self, flat: FlatGroups, ref_logp: Tensor, tokenizer: Any) -> ConsistentGroups:
         """The groups with the bonus in their rewards.
