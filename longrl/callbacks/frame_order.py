@@ -97,6 +97,7 @@ class FrameOrder:
                 accuracy = group.reward_parts[ACCURACY_NAME]
                 earned = order_bonus(accuracy, group.valid, group.shuffled_accuracy, self.ratio)
             group.reward_parts[PART] = earned
+            group.part_weights = {**(group.part_weights or {}), PART: self.bonus}
             group.rewards = group.rewards + self.bonus * earned.nan_to_num(nan=0.0).where(group.valid, 0.0)
 
 

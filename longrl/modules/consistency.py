@@ -24,6 +24,8 @@ from longrl.strategies.axis import Axis
 from longrl.types import Completion, Metrics
 
 ABOVE_0: Range = (LEAST, 1)
+PART = "consistency"
+"""The bonus among the parts of the reward, for advantages that look at each."""
 RIGHT_ABOVE = 0.1
 """A completion is right if its accuracy is above it, and not below its group's mean, as in the authors' code."""
 
@@ -67,8 +69,14 @@ class Consistency:
         likelihood = likelihood.view_as(flat.rewards)
         right = right_completions(known, flat.valid)
         earned = consistency_bonus(known, right, likelihood, margin=self.margin, most=self.most)
-        rewards = flat.rewards + self.bonus * earned
-        return ConsistentGroups(replace(flat, rewards=rewards), right, likelihood, earned)
+        weight = torch.full((len(flat.groups),), self.bonus, dtype=torch.float64, device=device)
+        rewarded = replace(
+            flat,
+            rewards=flat.rewards + self.bonus * earned,
+            parts={**flat.parts, PART: earned},
+            part_weights={**flat.part_weights, PART: weight},
+        )
+        return ConsistentGroups(rewarded, right, likelihood, earned)
 
     def check_parts(self, names: Sequence[str]) -> None:
         """Raises ValueError if the reward does not say which completions are right.
@@ -76,6 +84,10 @@ class Consistency:
         Args:
             names: of the reward's parts.
         """
+        if PART in names:
+            raise ValueError(
+                f"model.consistency adds a part {PART!r} to the reward, which has one of that name; name it otherwise"
+            )
         if ACCURACY_NAME not in names:
             raise ValueError(
                 f"model.consistency compares completions that the part {ACCURACY_NAME!r} of the reward calls right, "

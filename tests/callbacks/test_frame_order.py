@@ -59,6 +59,7 @@ def test_the_bonus_is_that_of_video_r1s_code(accuracy, shuffled, rewards):
     FrameOrder().add_bonus([group])
     torch.testing.assert_close(group.rewards, torch.tensor(rewards))
     assert set(group.reward_parts["order"].tolist()) <= {0.0, 1.0}
+    assert group.part_weights == {"order": 0.3}
 
 
 def test_what_could_not_be_judged_enters_no_mean_and_earns_nothing():
@@ -178,7 +179,7 @@ def test_ranks_that_share_prompts_find_the_comparisons_of_one_rank(size):
     for of_ranks in zip(*(local(rank) for rank in range(size)), strict=True):
         RIGHT.score([group for shards in of_ranks for _, group in shards])
         calls.append([
-            (shard, group.completions, group.rewards, group.reward_parts, group.valid)
+            (shard, group.completions, group.rewards, group.reward_parts, group.valid, group.part_weights)
             for shards in reversed(of_ranks)
             for shard, group in shards
         ])  # fmt: skip

@@ -15,6 +15,7 @@ from longrl.modules.consistency import (
     consistency_bonus,
     right_completions,
 )
+from longrl.modules.mini_batches import flatten_groups
 from longrl.modules.policy import OptimizerSettings, PolicyModule
 from longrl.types import Batch, Completion, Group
 from tests.modules.test_policy import train
@@ -150,6 +151,25 @@ def test_a_step_of_the_module_adds_the_bonus_by_its_reference_alone():
     assert logged["train/answer_likelihood"] == pytest.approx(float(likelihood[accuracy.bool()].mean()), rel=1e-4)
     assert "train/kl_ref" not in logged
     assert "train/consistent_share" not in expected.metrics[0]
+
+
+def test_the_bonus_is_a_part_for_advantages_that_look_at_each():
+    family = text_family()
+    prompt = family.render(row("a"), "Which one?")
+    texts = ("<answer>B</answer>", "<think>x</think><answer>B</answer>", "<answer>A</answer>")
+    ids = [family.encode_response(text) for text in texts]
+    completions = [Completion(one, torch.zeros(len(one)), text, "stop") for one, text in zip(ids, texts, strict=True)]
+    right = torch.tensor([1.0, 1.0, 0.0])
+    parts = {"accuracy": right}
+    group = Group(prompt, completions, 2 * right, parts, right >= 0, part_weights={"accuracy": 2.0})
+    flat = flatten_groups([group], torch.device("cpu"))
+    logp = torch.cat([torch.full((len(one),), -0.1 * (1 + n)) for n, one in enumerate(ids)])
+    found = Consistency(bonus=0.5, margin=0.0).score(flat, logp, family.tokenizer)
+    assert found.earned.tolist() == [[1.0, 0.0, 0.0]]
+    sums = sum(found.flat.part_weights[name][:, None] * values for name, values in found.flat.parts.items())
+    assert found.flat.rewards.tolist() == sums.tolist() == [[2.5, 2.0, 0.0]]
+    with pytest.raises(ValueError, match="'consistency' to the reward, which has one of that name"):
+        Consistency().check_parts(["accuracy", "consistency"])
 
 
 def test_a_reward_that_does_not_say_what_is_right_is_refused():
