@@ -57,7 +57,15 @@ def test_shuffled_features_are_those_of_shuffled_cells_and_engine_and_trainer_ag
         for one, other in zip(before.media, after.media, strict=True):
             assert one is other or one.kind == "video"
 
-    # 2. The engine, which has them moved when it asks, samples what the trainer scores.
+    # 2. An engine with caches of its own tells them apart: by ids, or by the rows themselves.
+    requests = [family.engine_request(one, values) for one, values in ((prompts[0], ordered), (shuffled[0], features))]
+    ids = [request.get("multi_modal_uuids") for request in requests]
+    if ids[0] is None:
+        assert not torch.equal(*(request["prompt_embeds"] for request in requests))
+    else:
+        assert ids[0] != ids[1]
+
+    # 3. HFEngine, for which they are moved when it asks, samples what the trainer scores.
     lazy = RolloutFeatures(ordered, FeatureCache(family), moved)
     assert all(torch.equal(lazy[key], rows) for key, rows in features.items())
     sampling = SamplingParams(num_generations=2, max_completion_tokens=3)
