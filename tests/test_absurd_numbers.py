@@ -14,6 +14,7 @@ from longrl.algorithms.losses import BoundedK3, Constant, DualClipped, SoftGated
 from longrl.algorithms.sequence_surrogates import SequenceDualClipped
 from longrl.callbacks.checkpoint import Checkpoint
 from longrl.callbacks.evaluation import EvaluationReport
+from longrl.callbacks.frame_order import FrameOrder
 from longrl.callbacks.generations import Generations
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.callbacks.terminal_view import TerminalView
@@ -54,6 +55,7 @@ from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
 from longrl.models.vila import VilaFamily
+from longrl.modules.consistency import Consistency
 from longrl.modules.local_teacher import LocalTeacher
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.policy import PolicyModule
@@ -96,6 +98,7 @@ CLASSES = [
     (DiffusionSampling, {}), (FlowSDE, {}), (CPS, {}),
     (RandomWindow, {}), (SlidingWindow, {}), (SD3Family, {"model": "m"}), (WanFamily, {"model": "m"}),
     (DiffusionModule, {"family": SD3Family("m")}), (DiffusionRolloutCallback, {"reward": REWARD}),
+    (FrameOrder, {}), (Consistency, {}),
     (PictureGrids, {}), (PromptFiles, {}), (ClipScore, {"folder": "f"}), (MotionAmount, {}), (OcrMatch, {}),
 ]  # fmt: skip
 """Everything with numbers that a user sets, and what it cannot do without. Its options are found by themselves."""
@@ -134,6 +137,7 @@ FilterOptions.num_samples blind_samples limit_s RewardSum.time_limit_s PictureGr
 warn_without_signal_after max_resample_rounds bypass_old_logp_below max_grad_norm warmup_steps lr weight_decay decay
 dropout top_k temperature noise_level kl_coef clip_low clip_high correction_cap max_mismatch max_mean_mismatch
 max_length_ratio max_similarity right_from eval_share sft_share blind_share max_blind_share max_missing_share
+bonus ratio margin
 max_failed_share max_skipped_share TwoSidedMask.low GeometricMask.low stale_low stale_high max_kl Distillation.coef
 sft_coef low retry_after memory
 """

@@ -60,7 +60,10 @@ def rl(tmp_path, **family):
 def names(tmp_path_factory):
     """Of a run whose encoder trains, of one with features on disk, tools and a teacher, of SFT, and of a mixture."""
     folder = tmp_path_factory.mktemp("runs")
-    trained = run(folder / "trained", rl(folder, freeze_vision_encoder=False))
+    signals = rl(folder, freeze_vision_encoder=False)
+    signals["rollout"]["frame_order"] = {"bonus": 0.3}
+    signals["model"]["consistency"] = {"bonus": 0.5}
+    trained = run(folder / "trained", signals)
     cached = rl(folder)
     cached["model"]["feature_cache_dir"] = str(folder / "features")
     cached["model"]["max_tokens_per_micro_batch"] = 4000

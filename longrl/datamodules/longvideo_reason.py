@@ -107,6 +107,8 @@ class LongVideoReason(StreamedData):
             reads) when they are first needed; otherwise such rows are skipped, and nothing is ever fetched.
         media_cache_dir: where they are kept, for all runs; by default `~/.cache/longrl/media`. Nothing deletes them.
         skipped_dir: folder of `skipped.jsonl`, which lists skipped rows; by default the run's, `default_root_dir`.
+        shuffle_frames: show videos with their temporal patches in another order, which follows from the row's id, in
+            `validate`, `test`, `predict` and `evaluate`; features are as they are, only their rows are moved.
         max_skipped_share: share of a source's rows that may be skipped; see `longrl.datamodules.loading.skips.SkipLog`.
         curriculum: which training rows come next, by how they were answered, and which frames they show, by step;
             None: all rows in every epoch, in random order.
@@ -153,6 +155,7 @@ class LongVideoReason(StreamedData):
         skipped_dir: str | None = None,
         max_skipped_share: float = 0.05,
         curriculum: Curriculum | None = None,
+        shuffle_frames: bool = False,
     ) -> None:
         super().__init__()
         check_at_least(1, prompts_per_batch=prompts_per_batch, eval_prompts_per_batch=eval_prompts_per_batch)
@@ -212,6 +215,7 @@ class LongVideoReason(StreamedData):
             answer_template=answer_template,
             blind=blind,
             blind_share=blind_share,
+            shuffle_frames=shuffle_frames,
             max_prompt_tokens=max_prompt_tokens,
             subtitles=subtitles,
             cached_media=cached_media,
@@ -246,6 +250,11 @@ class LongVideoReason(StreamedData):
 
     @override
     def read_split(self, split: Split) -> None:
+        if split == "train" and self.renderer.shuffle_frames:
+            raise ValueError(
+                "data.shuffle_frames=true is for `validate`, `test`, `predict` and `evaluate`: nothing is trained on "
+                "shuffled frames; set it to false (rollout.frame_order compares training rollouts with shuffled ones)"
+            )
         weights = self.weights if split == "train" else None
         read = [functools.partial(self._read_source, one, split) for one in self.sources[split]]
         by_source = first_rows((each() for each in read), self.max_rows[split], of_each=bool(weights))

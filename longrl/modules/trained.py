@@ -180,9 +180,14 @@ class TrainedModule(ParallelModule, abc.ABC):
     def is_rl(self) -> bool:
         """True if batches are rolled out."""
 
+    @property
+    def rollouts_need_reference(self) -> bool:
+        """True if RL reads the log-probabilities of a reference policy."""
+        return self.algorithm.kl_coef > 0
+
     def needs_reference(self) -> bool:
         """True if the policy that the run began with is scored beside the one being trained."""
-        return self.algorithm.kl_coef > 0 and self.is_rl()
+        return self.is_rl() and self.rollouts_need_reference
 
     @abc.abstractmethod
     def build_model(self) -> nn.Module:

@@ -24,6 +24,7 @@ from longrl.datamodules.media.sampling import VideoSampling, read_span
 from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames, open_video
 from longrl.datamodules.media.subtitles import Subtitles, subtitle_files, subtitle_text
 from longrl.datamodules.media.video import hold_frames
+from longrl.models.cell_order import shuffled_prompt
 from longrl.models.chat_tokens import MEDIA_TAG, break_token
 from longrl.models.reading import RendersPrompts
 from longrl.packing.lengths import LengthLimit, length_problem
@@ -75,6 +76,8 @@ class RowRenderer:
     answer_template: str = "{answer}"
     blind: bool = False
     blind_share: float = 0.0
+    shuffle_frames: bool = False
+    """Show videos with their temporal patches in an order that follows from the row's id."""
     max_prompt_tokens: int | None = None
     subtitles: Subtitles = NO_SUBTITLES
     cached_media: int = 0
@@ -141,13 +144,16 @@ class RowRenderer:
         if any(item.source for item in media):
             items = tuple(replace(item, source=read.source) for item, read in zip(items, media, strict=True))
         frames = [item for item in media if isinstance(item, Frames)]
-        return replace(
+        prompt = replace(
             prompt,
             media=items,
             frame_indices=tuple(item.indices for item in frames),
             frame_times=tuple(item.timestamps for item in frames),
             torn_videos=tuple(torn),
         )
+        if not self.shuffle_frames:
+            return prompt
+        return shuffled_prompt(self.family, prompt, f"frames of {row.id}") or prompt
 
     def _traces(self, video: VideoSampling) -> TraceRenderer:
         return TraceRenderer(self.family, video, self.shard, self.decoding, self.remote, self.patch_dtype, self.stored)
@@ -220,7 +226,7 @@ class RowRenderer:
         Stored answers are found by it. Options that change training targets, or only where and when media are decoded,
         are none of it.
         """
-        return {
+        identity = {
             "video": asdict(self.video),
             "question_template": self.question_template,
             "blind": self.blind,
@@ -228,6 +234,9 @@ class RowRenderer:
             "decoder": f"PyAV {av.__version__}",
             "pixel_rules": PIXEL_RULES,
         }
+        if self.shuffle_frames:  # without it, answers stored before there was such an option are found
+            identity["shuffle_frames"] = True
+        return identity
 
     def drops_media(self, row: Row) -> bool:
         """True for a row shown without its media: all are, or it is one of `blind_share` of the training rows."""
