@@ -139,10 +139,11 @@ class RolloutSteps:
         engine_prompts = []
         for prompt, sampling_id in zip(prompts, ids, strict=True):
             engine_prompts.append(replace(prompt, id=sampling_id))
-        request = RolloutRequest(prompts, engine_prompts, self.samplings(module), seed)
+        samplings = self.samplings(module)
+        request = RolloutRequest(prompts, engine_prompts, samplings, seed)
         if self.frame_order is None:
             return request
-        return self.frame_order.shuffled_request(self.family, request, self.sampling)
+        return self.frame_order.shuffled_request(self.family, request, samplings[0])
 
     def encode(
         self, module: PolicyModule, prompts: Sequence[Prompt], reordered: Sequence[Media] = ()
