@@ -60,17 +60,23 @@ class Distiller:
             )
         return None
 
-    def setup(self, student: CausalFamily, algorithm: Algorithm, is_rl: bool) -> None:
+    def setup(self, student: CausalFamily, algorithm: Algorithm, stage: str) -> None:
         """Refuses what cannot be learned, before weights are loaded.
 
         Args:
             student: the policy's family.
             algorithm: the objective beside the teachers'.
-            is_rl: completions are the policy's own.
+            stage: of the data: in `rl` completions are the policy's own.
 
         Raises:
             ValueError: stored texts are taken for the policy's samples, or a teacher cannot teach.
         """
+        if stage == "preference":
+            raise ValueError(
+                "model.teacher teaches rollouts and stored texts, and data.stage=preference trains on pairs of answers; "
+                "set model.teacher to null, or data.stage to sft"
+            )
+        is_rl = stage == "rl"
         if not is_rl and self.distillation.divergence == "sampled":
             raise ValueError(
                 "model.distillation.divergence=sampled is for tokens that the policy samples, and data.stage=sft "

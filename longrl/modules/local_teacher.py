@@ -26,7 +26,7 @@ from longrl.models.kept_distributions import KeptDistributions
 from longrl.models.same_tokens import check_same_tokens
 from longrl.modules.initial_weights import find_checkpoint, plain_from
 from longrl.modules.offloaded_weights import OffloadedWeights
-from longrl.modules.scoring import PackedScoring
+from longrl.modules.scoring import PackedScoring, all_media
 from longrl.modules.teachers import OPTION, Teacher, TeacherRun, TeacherScores
 from longrl.packing.pack import Continuations, continuations
 from longrl.strategies.axis import Axis

@@ -295,7 +295,7 @@ def test_offloaded_weights_are_the_hosts_own_behind_a_pass():
 
 def setup_of(family, stage="rl", algorithm=None, **options):
     distiller = Distiller.of(options["teacher"], options.get("distillation"))
-    distiller.setup(family, algorithm or Algorithm(), stage == "rl")
+    distiller.setup(family, algorithm or Algorithm(), stage)
 
 
 def test_another_tokenizer_is_refused_with_both_folders():
@@ -328,6 +328,8 @@ def test_stored_texts_are_not_the_policys_samples():
     with pytest.raises(ValueError, match="data.stage=sft trains on stored ones"):
         setup_of(text_family(), "sft", **sampled_alone)
     setup_of(text_family(), "rl", **sampled_alone)
+    with pytest.raises(ValueError, match="data.stage=preference trains on pairs"):
+        setup_of(text_family(), "preference", teacher=wide_text_teacher())
 
 
 def test_a_task_that_no_row_has_is_refused():
