@@ -54,6 +54,7 @@ def names(tmp_path_factory):
     cached = rl(folder)
     cached["model"]["feature_cache_dir"] = str(folder / "features")
     cached["model"]["max_tokens_per_micro_batch"] = 4000
+    cached["model"]["algorithm"]["advantage"] = "longrl.algorithms.part_normalized"
     cached["rollout"]["engine"] = {"class_path": "tests.environment_runs.ShortTurns"}
     cached["rollout"]["environment"] = {
         "make": "tests.environment_runs.Clips",
