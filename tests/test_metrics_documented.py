@@ -67,6 +67,7 @@ def names(tmp_path_factory):
     cached = rl(folder)
     cached["model"]["feature_cache_dir"] = str(folder / "features")
     cached["model"]["max_tokens_per_micro_batch"] = 4000
+    cached["model"]["algorithm"]["advantage"] = "longrl.algorithms.part_normalized"
     cached["rollout"]["engine"] = {"class_path": "tests.environment_runs.ShortTurns"}
     cached["rollout"]["environment"] = {
         "make": "tests.environment_runs.Clips",
@@ -94,6 +95,7 @@ def names(tmp_path_factory):
         "init_args": {"model": qwen3_vl_folder(experts=True), **sizes},
     }
     mixture["rollout"]["router_replay"] = True
+    mixture["model"]["algorithm"]["top_entropy_share"] = 0.5
     experts = run(folder / "experts", mixture)
     return logged(trained), logged(kept), logged(run(folder / "sft", sft)), logged(experts)
 
@@ -115,7 +117,8 @@ def test_what_a_name_depends_on_is_documented(names):
     assert cached - trained == of_cache - {"throughput/feature_hit_rate"} | of_tools | of_teacher
     assert trained - cached == of_encoder
     of_experts = {name for name in documented() if "expert" in name or "router" in name}
-    assert experts - trained == of_experts
+    of_top_entropy = {"train/entropy_threshold", "train/high_entropy_share"}
+    assert experts - trained == of_experts | of_top_entropy
     assert sft < documented()
     assert {"train/loss", "train/grad_norm_language_model", "time/step", "memory/update"} < sft
     assert not any(name.startswith(("rollout/", "reward/")) for name in sft)
