@@ -55,9 +55,8 @@ pytestmark = [
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.rglob("*.y*ml"))
-FLOW = sorted(
-    [*CONFIGS.glob("*_flow_grpo.yaml"), *CONFIGS.glob("*_diffusion_*.yaml"), *CONFIGS.glob("demo/flow/*.yaml")]
-)
+FLOW_NAMES = ("*_flow_grpo.yaml", "*_diffusion_*.yaml", "demo/flow/*.yaml")
+FLOW = sorted(path for pattern in FLOW_NAMES for path in CONFIGS.glob(pattern))
 """Recipes and demos of pictures and videos: tests/diffusion/test_flow_configs.py."""
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path not in FLOW)
 DEMO = sorted(path for folder in ("demo", "demo/qwen3_5", "demo/tools") for path in CONFIGS.glob(f"{folder}/*.yaml"))
