@@ -369,6 +369,8 @@ class Group(Generic[PromptT, SampleT]):
     """Sampled by the weights of an earlier step, so its old log-probabilities are the sampler's."""
     in_loss: Tensor | None = None
     """[G] bool, of valid ones those in the loss: others count in their group's mean alone. None is all of them."""
+    part_weights: dict[str, float] | None = None
+    """name -> weight of a part in `rewards`; None where nobody says them."""
 
 
 @dataclass
@@ -483,6 +485,17 @@ class ExpertLoad(NamedTuple):
     """[] float64: those of them that the trainer's router would not have made."""
 
 
+class RowDistributions(NamedTuple):
+    """Of each scored row the distribution of its token, as hidden states or as the likeliest tokens."""
+
+    hidden: Tensor | None = None
+    """[rows, D] last hidden states."""
+    top_ids: Tensor | None = None
+    """[rows, k] int64."""
+    top_logp: Tensor | None = None
+    """[rows, k] float32."""
+
+
 class PolicyOutput(NamedTuple):
     """A policy's scores of the rows, [R] float32 each; in a tuple FSDP finds the tensors whose backward it awaits."""
 
@@ -490,6 +503,10 @@ class PolicyOutput(NamedTuple):
     entropy: Tensor  # without gradient, unless the forward pass was asked for it
     load: ExpertLoad | None = None
     """None of a model without experts."""
+    divergence: Tensor | None = None
+    """[R] distance to a teacher's distribution, with gradient; None unless the pass was given one."""
+    distributions: RowDistributions | None = None
+    """Of the rows that this rank scores (`SequenceParallel.share`); None unless the pass was asked for them."""
 
 
 @dataclass(frozen=True)

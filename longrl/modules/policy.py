@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from longrl.algorithms import Algorithm, Preference
+from longrl.algorithms import Algorithm, Distillation, Preference
 from longrl.features.cache import FeatureCache
 from longrl.features.disk_cache import DiskCache
 from longrl.features.trainable_features import TrainableFeatures
@@ -26,24 +25,25 @@ from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
 from longrl.models.lora import adapters_off
+from longrl.modules.distiller import DistilledLoss, Distiller, Teaching
 from longrl.modules.expert_load import ExpertLoads
 from longrl.modules.initial_weights import build_from
 from longrl.modules.mini_batches import FlatGroups, RolloutLoss, TokenLoss, flatten_groups, make_mini_batches
 from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.preference_loss import RewardShift
-from longrl.modules.preference_step import preference_step, preference_validation
-from longrl.modules.scoring import PackedScoring, all_media as all_media
+from longrl.modules.preference_step import check_stage, preference_step, preference_validation
+from longrl.modules.scoring import PackedScoring, TokenScores, all_media as all_media
 from longrl.modules.sft_step import sft_step, sft_validation
 from longrl.modules.skipped_steps import text_record
 from longrl.modules.step_statistics import StepSums, lowest_over_ranks
+from longrl.modules.teachers import Teacher, TeacherRun
+from longrl.modules.token_statistics import TokenStatistics, token_statistics
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
 from longrl.packing.lengths import micro_batch_limit
 from longrl.packing.pack import Continuations
 from longrl.strategies.fsdp import RootModule
 from longrl.types import Batch, Features, Metrics, PolicyOutput, Prompt
-
-logger = logging.getLogger(__name__)
 
 
 class PolicyModule(TrainedModule):
@@ -69,6 +69,9 @@ class PolicyModule(TrainedModule):
         feature_cache_dir: folder in which features of a frozen encoder outlive the run, if there is one. `python -m
             longrl cache-features` fills it beforehand. In `fit` videos whose features are there are not decoded.
         feature_cache_disk_bytes: what all files in that folder may take; the least recently used go first.
+        teacher: a model, or several for different tasks, whose distributions the policy learns; None is no
+            distillation.
+        distillation: how; None is the reverse KL over the whole vocabulary.
         preference: the objective of `data.stage: preference`; by default DPO. `init_from` is the reference.
     """
 
@@ -88,6 +91,8 @@ class PolicyModule(TrainedModule):
         feature_cache_bytes: int = 1 << 30,
         feature_cache_dir: str | None = None,
         feature_cache_disk_bytes: int = 1 << 40,
+        teacher: Teacher | list[Teacher] | None = None,
+        distillation: Distillation | None = None,
         preference: Preference | None = None,
     ) -> None:
         if min(max_tokens_per_micro_batch, mini_batches_per_rollout, epochs_per_rollout) < 1:
@@ -108,7 +113,7 @@ class PolicyModule(TrainedModule):
         if self.algorithm.fp32_lm_head:
             family.fp32_lm_head = True
         self.preference = preference or Preference()
-        self._preference_is_given = preference is not None
+        self.preference_is_given = preference is not None
         self.reward_shift = RewardShift()
         """Of the quality loss of pairs."""
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
@@ -116,6 +121,10 @@ class PolicyModule(TrainedModule):
         """The one completions are sampled with; the rollout callback sets it."""
         self.mismatch_monitor: MismatchMonitor | None = None
         """Compares engine and trainer in every step; the rollout callback sets it."""
+        self.distiller = Distiller.of(teacher, distillation)
+        """What teachers add to the objective; None without any."""
+        self.teaching: Teaching | None = None
+        """What they say of the batch at hand."""
         self.vision_encoder_trains = False
         """True if features need gradients; known once there are weights."""
         self.num_scoring_passes = 0
@@ -142,11 +151,13 @@ class PolicyModule(TrainedModule):
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if stage == "fit" and self.distiller is not None:
+            self.distiller.setup(self.family, self.algorithm, self.is_rl())
         if stage == "fit" and not self.is_rl():  # in RL the rollout callback knows how long completions may become
             limit = micro_batch_limit(self.max_tokens_per_micro_batch, self.parallel.degrees)
             data_module_of(self.trainer).limit_lengths([limit], ("train", "val"))
-        if stage == "fit" and self._preference_is_given and not self.learns_pairs():
-            logger.warning("model.preference has no effect without data.stage=preference; set that, or leave it out")
+        if stage == "fit":
+            check_stage(self)
 
     @override
     def build_model(self) -> nn.Module:
@@ -161,6 +172,19 @@ class PolicyModule(TrainedModule):
         self.features.parallel = self.parallel
         if self.features.disk:
             self.features.disk.check_encoder(self.model)
+
+    @override
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.distiller is not None:
+            limit = self.max_tokens_per_micro_batch
+            distillation = self.distiller.distillation
+            self.distiller.start(TeacherRun(self.family, distillation, self.parallel, limit, self.device))
+
+    @override
+    def teardown(self, stage: str) -> None:
+        if self.distiller is not None:
+            self.distiller.close()
 
     @override
     def on_train_start(self) -> None:
@@ -212,6 +236,14 @@ class PolicyModule(TrainedModule):
     # -- steps ---------------------------------------------------------------------------------------------------
 
     @override
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """As of all policies, once teachers have scored what is learned."""
+        if self.distiller is not None:
+            with self.phases("teacher"):
+                self.teaching = self.distiller.score_batch(batch, self.temperature, self.device)
+        super().training_step(batch, batch_idx)
+
+    @override
     def update_policy(self, batch: Batch) -> Metrics:
         """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
         groups = batch.groups
@@ -224,25 +256,43 @@ class PolicyModule(TrainedModule):
 
         # 1. What the policies of before said of the tokens: the one that sampled, and the reference.
         flat = flatten_groups(groups, self.device, self.global_step, self.steps_per_rollout)
-        old_logp = self._old_logp(flat, batch.features)  # [N]
+        statistics = self._token_statistics(flat, batch.features)
+        old_logp = self._old_logp(flat, batch.features, statistics.logp)  # [N]
         all_prompts = [group.prompt for group in groups]
         all_completions = [group.completions for group in groups]
         ref_logp = self.reference_logp(all_prompts, all_completions, batch.features)  # [N]
 
+        teaching = self.teaching
+
         # 2. Advantages, and mini-batches of neighbouring groups.
+        token_rewards = None if teaching is None else teaching.token_rewards(old_logp)
         mini_batches = make_mini_batches(
-            flat, self.mini_batches_per_rollout, self.algorithm, self.parallel.dp, old_logp, ref_logp
+            flat,
+            self.mini_batches_per_rollout,
+            self.algorithm,
+            self.parallel.dp,
+            old_logp,
+            ref_logp,
+            statistics,
+            token_rewards,
         )
+        taught: Sequence[Teaching | None] = [None] * len(mini_batches)
+        if teaching is not None:
+            taught = teaching.parts([len(mini_batch.advantages) for mini_batch in mini_batches])
+            self.has_signal |= teaching.has_signal
 
         # 3. Updates. The weights of the first are those that sampled: there engine and trainer are compared.
         monitor = self.mismatch_monitor
         totals: Metrics = defaultdict(float)
         entropies: list[Tensor] = []
         loads = ExpertLoads()
-        for mini_batch in mini_batches * self.epochs_per_rollout:
+        in_order = [*zip(mini_batches, taught, strict=True)] * self.epochs_per_rollout
+        for mini_batch, said in in_order:
             prompts = [group.prompt for group in mini_batch.groups]
             completions = [group.completions for group in mini_batch.groups]
-            loss = RolloutLoss(self.algorithm, mini_batch, monitor, entropies)
+            loss: TokenLoss = RolloutLoss(self.algorithm, mini_batch, monitor, entropies)
+            if said is not None:
+                loss = DistilledLoss(loss, said, mini_batch.weights)
             metrics = self.take_step(prompts, completions, batch.features, loss, loads, monitor)
             monitor = None
             # Weights add up to less than one with Dr.GRPO's constant, or with masked completions.
@@ -253,6 +303,8 @@ class PolicyModule(TrainedModule):
         # 4. Metrics are means over the updates.
         num_updates = len(mini_batches) * self.epochs_per_rollout
         means = {name: total / num_updates for name, total in totals.items()}
+        if teaching is not None:
+            means = teaching.finish(means, self.parallel.dp)
         means["entropy_min"] = lowest_over_ranks(entropies, self.parallel.world)
         means |= self.watch_batches(mini_batches)
         means |= loads.metrics(self.parallel.world)
@@ -282,7 +334,8 @@ class PolicyModule(TrainedModule):
         for packed in micro_batches:
             PULSE.beats += 1
             here = self.scoring.on_device(packed)
-            output: PolicyOutput = self.policy(here, features, self.temperature, sequence)
+            options = loss.forward_options(packed, here) if isinstance(loss, DistilledLoss) else {}
+            output: PolicyOutput = self.policy(here, features, self.temperature, sequence, **options)
             loads.add(output.load, counts=packed is not None)
             if packed is None:  # this rank only helps the others to gather weights and to sum gradients
                 self.manual_backward(output.logp.sum() * 0)
@@ -313,14 +366,28 @@ class PolicyModule(TrainedModule):
 
     # -- scores --------------------------------------------------------------------------------------------------
 
-    def _old_logp(self, flat: FlatGroups, features: Features) -> Tensor | None:
+    def _token_statistics(self, flat: FlatGroups, features: Features) -> TokenStatistics:
+        """What the objective reads of the tokens beside log-probabilities, for most nothing; `token_statistics`."""
+        prompts = [group.prompt for group in flat.groups]
+        completions = [group.completions for group in flat.groups]
+
+        def score(temperature: float) -> TokenScores:
+            self.num_scoring_passes += 1
+            return self.scoring.scores(self.policy, prompts, completions, features, temperature)
+
+        return token_statistics(self.algorithm, score, self.temperature)
+
+    def _old_logp(self, flat: FlatGroups, features: Features, scored: Tensor | None) -> Tensor | None:
         """[N] log-probabilities before the update, or None if they are those of the first and only update.
 
         Tokens of older weights have the sampler's, unless the objective is decoupled; so have all of a trusted engine.
+        `scored` [N] are the policy's, where it has been asked already.
         """
         dp = self.parallel.dp
         decoupled = self.algorithm.decoupled
         in_reward = self.algorithm.kl_coef > 0 and self.algorithm.kl_placement == "reward"
+        if self.distiller is not None and self.distiller.distillation.placement == "advantage":
+            in_reward = True
         num_stale = dp.max(0 if decoupled else flat.num_stale)
         if self.steps_per_rollout == 1 and not in_reward and not num_stale:
             return None
@@ -333,10 +400,12 @@ class PolicyModule(TrainedModule):
                 is_trusted = self.mismatch_monitor.bypasses_old_logp
             if not num_unknown and (is_trusted or not num_on_policy):
                 return flat.sampler_logp
-        prompts = [group.prompt for group in flat.groups]
-        completions = [group.completions for group in flat.groups]
-        # By the experts that sampled, as in the update: their ratio is that of the weights alone (arXiv:2510.11370).
-        old_logp = self.score(self.policy, prompts, completions, features)  # [N]
+        old_logp = scored
+        if old_logp is None:
+            prompts = [group.prompt for group in flat.groups]
+            completions = [group.completions for group in flat.groups]
+            # By the experts that sampled, as in the update: the ratio is that of the weights alone (arXiv:2510.11370).
+            old_logp = self.score(self.policy, prompts, completions, features)  # [N]
         if decoupled:
             return old_logp
         return torch.where((flat.staleness == 0) | ~is_known, old_logp, flat.sampler_logp)

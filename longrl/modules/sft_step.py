@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from longrl.modules.expert_load import ExpertLoads
+from longrl.modules.mini_batches import TokenLoss
 from longrl.modules.scoring import all_media
 from longrl.modules.sft_loss import SFTLoss, response_targets
 from longrl.types import Batch, Metrics
@@ -21,12 +22,17 @@ def sft_step(policy: PolicyModule, batch: Batch) -> Metrics:
     responses = response_targets(batch)
     num_tokens = sum(response.num_sampled for (response,) in responses)
     all_tokens = policy.parallel.dp.sum(torch.tensor(num_tokens, device=policy.device))
-    loss = SFTLoss(int(all_tokens))
+    loss: TokenLoss = SFTLoss(int(all_tokens))
+    teaching = policy.teaching
+    if teaching is not None:
+        loss = teaching.beside_text(loss, int(all_tokens), len(responses))
     features: dict[str, Tensor] = {}
     if not policy.vision_encoder_trains:
         features = policy.features.get_or_encode(policy.model, all_media(batch.prompts, responses))
     loads = ExpertLoads()
     metrics = policy.take_step(batch.prompts, responses, features, loss, loads)
+    if teaching is not None:
+        metrics = teaching.finish(metrics, policy.parallel.dp)
     if policy.features.disk:
         policy.log_dict(policy.features.metrics(), batch_size=1)
     return metrics | loads.metrics(policy.parallel.world)
