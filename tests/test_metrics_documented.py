@@ -33,6 +33,14 @@ def documented() -> set[str]:
     return names
 
 
+OF_PAIRS = {
+    f"train/{name}"
+    for name in (
+        "preference_accuracy", "reward_margin", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected",
+        "loss_preference", "loss_quality", "loss_generation", "reward_shift",
+    )
+}  # fmt: skip
+"""Of `data.stage: preference`: tests/test_preference_runs.py."""
 OF_DRIVER = {
     f"rollout/{name}"
     for name in ("groups_ready", "prompts_in_flight", "asked_again", "dropped", "engine_busy", "engine_requests")
@@ -102,7 +110,7 @@ def names(tmp_path_factory):
 
 def test_an_rl_run_logs_exactly_the_documented_names(names):
     trained, cached, _, experts = names
-    wanted = documented() - NOT_HERE - OF_DRIVER - {"reward/NAME"} | {"reward/accuracy", "reward/format"}
+    wanted = documented() - NOT_HERE - OF_DRIVER - OF_PAIRS - {"reward/NAME"} | {"reward/accuracy", "reward/format"}
     assert trained | cached | experts == wanted
 
 
