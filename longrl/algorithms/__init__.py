@@ -2,7 +2,7 @@
 
 Three files, three subjects: advantages (groups and completions: which train, and what was one worth?), losses (tokens:
 what does one add to the loss, and how much does it count?), algorithm (the record of one function per question). What
-a function needs of a run is said by the function: needs.
+a function needs of a run is said by the function: needs. What moves from step to step moves by a rule of control.
 """
 
 from longrl.algorithms.advantages import (
@@ -22,6 +22,11 @@ from longrl.algorithms.advantages import (
     raw as raw,
 )
 from longrl.algorithms.algorithm import Algorithm as Algorithm, LossOutput as LossOutput
+from longrl.algorithms.control import (
+    EntropyControl as EntropyControl,
+    KLControl as KLControl,
+    MovingReference as MovingReference,
+)
 from longrl.algorithms.denoising import (
     gaussian_mean as gaussian_mean,
     gaussian_mean_rate as gaussian_mean_rate,
@@ -53,3 +58,4 @@ from longrl.algorithms.losses import (
     truncated_token as truncated_token,
 )
 from longrl.algorithms.needs import Needs as Needs, needs as needs
+from longrl.algorithms.task_scaling import TaskNormalized as TaskNormalized

@@ -133,6 +133,8 @@ class Outcomes:
     """[P] reward of a greedy completion."""
     all_reduce: AllReduce = single_rank
     """Sums over ranks, for the statistics of the whole batch."""
+    task_deviations: Tensor | None = None
+    """[P] of all rewards of the group's task so far, this rollout's included: for advantages with a `task_decay`."""
 
     @cached_property
     def returns(self) -> Tensor:

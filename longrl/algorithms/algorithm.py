@@ -11,6 +11,7 @@ from torch import Tensor
 
 from longrl.algorithms import losses
 from longrl.algorithms.advantages import InOrder, Outcomes, Selection, group_normalized, keep_all
+from longrl.algorithms.control import EntropyControl, KLControl, MovingReference
 from longrl.algorithms.losses import AllReduce, Tokens, single_rank
 from longrl.algorithms.needs import NO_NEEDS, Needs
 from longrl.io.functions import FunctionOrPath, resolve_function
@@ -27,6 +28,10 @@ TokenWeights = Callable[[Tensor, Tensor, AllReduce], Any]  # (lengths [C], valid
 Estimator = Callable[[Tensor, Tensor], Any]  # (logp [R], ref_logp [R]) -> Tensor [R]
 Correction = Callable[[Tokens, float], Any]  # (tokens, cap) -> Tensor [R]
 
+_NO_KL = (
+    "model.algorithm.moving_reference moves what the KL penalty compares with, and kl_coef=0 has none; set "
+    "model.algorithm.kl_coef above 0, or moving_reference to null"
+)
 FUNCTIONS = {
     "advantage": ("outcomes",),
     "surrogate": ("tokens", "clip_low", "clip_high"),
@@ -50,8 +55,8 @@ class LossOutput:
 class Algorithm:
     """An RL objective; the defaults are GRPO without KL. `configs/algorithm/` has one file per paper.
 
-    L = sum over tokens of weight * (correction * surrogate(logp, old, advantage) + kl_coef * kl(logp, reference)),
-    where the second term is missing if the KL penalty is taken off the reward instead.
+    L = sum over tokens of weight * (correction * surrogate(logp, old, advantage) + kl_coef * kl(logp, reference)
+    - entropy_coef * entropy), where the second term is missing if the KL penalty is taken off the reward instead.
 
     In YAML a function is its import path or `file.py:function`, and one with settings a `class_path` with `init_args`.
     What a function needs of the run it says itself (longrl/algorithms/needs.py).
@@ -82,6 +87,15 @@ class Algorithm:
     """0 needs no reference policy."""
     kl_placement: Literal["loss", "reward"] = "loss"
     """`loss`: a term with its own gradient. `reward`: taken off the rewards before the advantage, at the old policy."""
+    kl_control: KLControl | None = None
+    """Moves the KL coefficient after each rollout, from `kl_coef` on; None leaves it."""
+    moving_reference: MovingReference | None = None
+    """Has the reference follow the policy; None leaves it where the run began."""
+    entropy_coef: float = 0.0
+    """Of the entropy bonus, whose gradient is that of the whole distribution of each token; 0 is none. verl's
+    `entropy_coeff`: entropies are weighed as the losses are."""
+    entropy_control: EntropyControl | None = None
+    """Moves the entropy coefficient after each rollout, from `entropy_coef` on; None leaves it."""
     clip_low: float = 0.2
     """The ratio is clipped below 1 - clip_low."""
     clip_high: float = 0.2
@@ -107,7 +121,12 @@ class Algorithm:
         for name, arguments in FUNCTIONS.items():
             function = resolve_function(getattr(self, name), f"model.algorithm.{name}", arguments)
             object.__setattr__(self, name, function)
-        check_ranges(self, "model.algorithm.", kl_coef=NOT_NEGATIVE)
+        check_ranges(self, "model.algorithm.", kl_coef=NOT_NEGATIVE, entropy_coef=NOT_NEGATIVE)
+        if self.kl_control is not None and not self.kl_coef:
+            raise ValueError(
+                "model.algorithm.kl_control multiplies the coefficient that it begins with, and got kl_coef=0; set "
+                "model.algorithm.kl_coef above 0, or kl_control to null"
+            )
         for name in ("clip_low", "clip_high", "correction_cap"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"model.algorithm.{name} must be a number >= 0, got {getattr(self, name)}")
@@ -141,6 +160,8 @@ class Algorithm:
                 f"at temperature 0 the {sampling.num_generations} completions of a prompt are the same, and nothing is "
                 "learned; set rollout.sampling.temperature above 0"
             )
+        if self.moving_reference is not None and not self.kl_coef:
+            raise ValueError(_NO_KL)
         uses_greedy = False
         for field, name, need in self._needs():
             if need.rows == "denoising steps":
@@ -204,10 +225,23 @@ class Algorithm:
                     "longrl.algorithms.clipped, correction to longrl.algorithms.no_correction, decoupled and "
                     "greedy_baseline to false"
                 )
+        if self.entropy_coef or self.entropy_control is not None:
+            raise ValueError(
+                "denoising steps are Gaussians of a given deviation, whose entropy no training changes; set "
+                "model.algorithm.entropy_coef to 0 and entropy_control to null"
+            )
+        if self.moving_reference is not None and not self.kl_coef:
+            raise ValueError(_NO_KL)
         if self.fp32_lm_head:
             raise ValueError("a diffusion model has no LM head; set model.algorithm.fp32_lm_head to false")
         self._check_groups(num_generations, "set model.algorithm.advantage to longrl.algorithms.raw")
         self._check_own_samples(mini_batches, max_staleness=0, leaves_groups=False)
+
+    @property
+    def task_decay(self) -> float | None:
+        """Of the averages of tasks' rewards that the advantage reads; None if it reads none."""
+        needs = getattr(self.advantage, "needs", NO_NEEDS)
+        return needs.task_decay
 
     def _needs(self) -> Iterator[tuple[str, str, Needs]]:
         """Field, name and needs of every function."""
@@ -284,6 +318,7 @@ class Algorithm:
         kl: Tensor | None = None,
         baseline: Tensor | None = None,
         all_reduce: AllReduce = single_rank,
+        task_deviations: Tensor | None = None,
     ) -> Tensor:
         """The advantage of every token of a rollout.
 
@@ -297,6 +332,7 @@ class Algorithm:
             kl: [N] estimates at the old policy; needed with `kl_placement: reward`, else None.
             baseline: [P] rewards of greedy completions.
             all_reduce: sums over data-parallel ranks.
+            task_deviations: [P] of the rewards of each group's task, where the advantage asks for a `task_decay`.
 
         Returns:
             [N], completion after completion, in the dtype of the rewards.
@@ -308,7 +344,7 @@ class Algorithm:
                 "set model.algorithm.kl_placement and model.algorithm.kl_coef to what is meant"
             )
         penalty = None if kl is None else self.kl_coef * kl
-        outcomes = Outcomes(rewards, valid, lengths, penalty, baseline, all_reduce)
+        outcomes = Outcomes(rewards, valid, lengths, penalty, baseline, all_reduce, task_deviations)
         advantages: Tensor = self.advantage(outcomes)
         if self.advantage_limit is not None:
             advantages = advantages.clamp(-self.advantage_limit, self.advantage_limit)

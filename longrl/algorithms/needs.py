@@ -38,6 +38,9 @@ class Needs:
     """The sampling limit that it was set up for."""
     over_completion: bool = False
     """One ratio for all tokens of a completion, made of theirs."""
+    task_decay: float | None = None
+    """Of an advantage: that it reads how far the rewards of each task have spread, and the share of the averages that
+    a rollout leaves."""
 
 
 NO_NEEDS = Needs()

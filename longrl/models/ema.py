@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,13 @@ class EMASettings:
         return min(self.decay, (1 + step) / (10 + step))
 
 
+class Following(Protocol):
+    """When and how fast weights follow others."""
+
+    def decay_at(self, step: int) -> float | None:
+        """Their share that stays after optimizer step `step`; None if the step changes nothing."""
+
+
 class EMAWeights(nn.Module):
     """The averages of a model's trained weights; as a submodule they are saved, resharded and restored with it.
 
@@ -60,7 +68,7 @@ class EMAWeights(nn.Module):
         settings: when and how fast it follows.
     """
 
-    def __init__(self, model: nn.Module, settings: EMASettings) -> None:
+    def __init__(self, model: nn.Module, settings: Following) -> None:
         super().__init__()
         self.settings = settings
         object.__setattr__(self, "model", model)  # past nn.Module's registration: its names in checkpoints stay its own

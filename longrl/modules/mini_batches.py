@@ -129,6 +129,8 @@ class MiniBatch(Generic[PromptT, ScoredT]):
     """[C] weight of every token of a completion."""
     nonfinite: Tensor
     """[C] bool, True for completions that are left out, for a score or advantage of theirs is not finite."""
+    reward_kl: Tensor | None = None
+    """[N] KL estimates that were taken off the rewards, where a control of the coefficient reads them."""
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the loss reads beside tokens, by name."""
@@ -154,6 +156,7 @@ def make_mini_batches(
     dp: Axis,
     old_logp: Tensor | None,
     ref_logp: Tensor | None,
+    task_deviations: Tensor | None = None,
 ) -> list[MiniBatch[PromptT, ScoredT]]:
     """The groups of a rollout with their advantages, in mini-batches; every rank of the run must call it.
 
@@ -164,6 +167,7 @@ def make_mini_batches(
         dp: ranks with other groups.
         old_logp: [N] log-probabilities before the update, or None where it is the first.
         ref_logp: [N] of the reference policy, or None without KL penalty.
+        task_deviations: [P] of the rewards of each group's task, where the algorithm has a `task_decay`.
     """
     # 1. A completion with a score that is not finite is not valid: it enters no mean. The score becomes one without
     #    meaning, for 0 * nan would be nan.
@@ -187,6 +191,7 @@ def make_mini_batches(
         kl=penalty,
         baseline=flat.baselines,
         all_reduce=dp.sum,
+        task_deviations=task_deviations,
     )
     # A function of the user's may give advantages that are not finite.
     in_loss = flat.in_loss.flatten()  # [C]
@@ -212,6 +217,7 @@ def make_mini_batches(
                 staleness=flat.staleness[tokens],
                 weights=weights,
                 nonfinite=(in_loss & ~kept)[completions],
+                reward_kl=None if penalty is None or algorithm.kl_control is None else penalty[tokens],
             )
         )
     return mini_batches
@@ -262,6 +268,11 @@ class RolloutLoss:
     entropies: list[Tensor] = field(default_factory=list)
     """Gets the mean entropies of each micro-batch's completions."""
 
+    @property
+    def reads_entropy(self) -> bool:
+        """True if entropies must carry a gradient."""
+        return self.algorithm.entropy_coef > 0
+
     def __call__(self, packed: Packed, output: PolicyOutput) -> LossOutput:
         """See `TokenLoss`."""
         mini_batch = self.mini_batch
@@ -282,10 +293,16 @@ class RolloutLoss:
             weights=weights,
             completion_index=packed.completion_index,
         )
-        of_completions = completion_means(output.entropy, packed.completion_index, len(mini_batch.weights))
+        of_completions = completion_means(output.entropy.detach(), packed.completion_index, len(mini_batch.weights))
         self.entropies.append(of_completions)
         entropy = (output.entropy * weights).sum()
-        return LossOutput(result.loss, {"entropy": entropy, **result.metrics})
+        metrics = {"entropy": entropy.detach(), **result.metrics}
+        if mini_batch.reward_kl is not None:
+            metrics["kl_ref"] = (mini_batch.reward_kl[rows] * weights).sum()
+        loss = result.loss
+        if self.reads_entropy:
+            loss = loss - self.algorithm.entropy_coef * entropy
+        return LossOutput(loss, metrics)
 
     def tensors(self) -> dict[str, Tensor]:
         """See `TokenLoss`."""

@@ -23,7 +23,6 @@ from longrl.features.trainable_features import TrainableFeatures
 from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
-from longrl.models.lora import adapters_off
 from longrl.modules.expert_load import ExpertLoads
 from longrl.modules.initial_weights import build_from
 from longrl.modules.mini_batches import FlatGroups, RolloutLoss, TokenLoss, flatten_groups, make_mini_batches
@@ -194,8 +193,9 @@ class PolicyModule(TrainedModule):
 
         # 2. Advantages, and mini-batches of neighbouring groups.
         mini_batches = make_mini_batches(
-            flat, self.mini_batches_per_rollout, self.algorithm, self.parallel.dp, old_logp, ref_logp
-        )
+            flat, self.mini_batches_per_rollout, self.algorithm, self.parallel.dp, old_logp, ref_logp,
+            self.deviations_of(flat),
+        )  # fmt: skip
 
         # 3. Updates. The weights of the first are those that sampled: there engine and trainer are compared.
         monitor = self.mismatch_monitor
@@ -260,7 +260,9 @@ class PolicyModule(TrainedModule):
         for packed in micro_batches:
             PULSE.beats += 1
             here = self.scoring.on_device(packed)
-            output: PolicyOutput = self.policy(here, features, self.temperature, sequence)
+            output: PolicyOutput = self.policy(
+                here, features, self.temperature, sequence, entropy_gradient=getattr(loss, "reads_entropy", False)
+            )
             loads.add(output.load, counts=packed is not None)
             if packed is None:  # this rank only helps the others to gather weights and to sum gradients
                 self.manual_backward(output.logp.sum() * 0)
@@ -326,14 +328,11 @@ class PolicyModule(TrainedModule):
             return None
         prompts = [group.prompt for group in flat.groups]
         completions = [group.completions for group in flat.groups]
-        if self.vision_encoder_trains:  # the reference has the encoder it started with
-            cache = FeatureCache(self.family, parallel=self.parallel)
-            features = cache.get_or_encode(reference.model, all_media(prompts, completions))
-        with contextlib.ExitStack() as stack:
-            if self.family.lora is not None:  # the reference is the policy without what its adapters add
-                stack.enter_context(adapters_off(self.family, reference.model))
+        with self.reference_weights():
+            if self.vision_encoder_trains:  # the reference has an encoder of its own
+                cache = FeatureCache(self.family, parallel=self.parallel)
+                features = cache.get_or_encode(reference.model, all_media(prompts, completions))
             logp = self.score(reference, prompts, completions, features, replays_experts=False)
-        reference.release_root()
         return logp
 
     def score(

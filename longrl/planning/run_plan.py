@@ -222,6 +222,7 @@ def plan_from_run(
         optimizer_offload=model.optimizer_settings.offload,
         moment_bytes=None if model.optimizer_settings.kind == "adamw" else MOMENT_BYTES,
         reference=is_rl and model.algorithm.kl_coef > 0,
+        moving_reference=model.algorithm.moving_reference is not None,
         fp32_lm_head=model.algorithm.fp32_lm_head,
         prompts_per_batch=data.prompts_per_batch,
         eval_prompts=data.eval_prompts_per_batch,
