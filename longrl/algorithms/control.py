@@ -29,7 +29,7 @@ class KLControl:
     target: float
     """Of `train/kl_ref`, nats per token (of a diffusion model in the unit of its estimator); above 0."""
     horizon: int = 10_000
-    """Completions after which a distance of 1.2 times the target or more has raised the coefficient by about a fifth."""
+    """Completions in which a distance of 1.2 times the target or more raises the coefficient by about a fifth."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "model.algorithm.kl_control.", target=ABOVE_0, horizon=COUNT)
@@ -44,7 +44,8 @@ class KLControl:
 class EntropyControl:
     """An entropy bonus that is there while entropy is at its target or below: Skywork-OR1, arXiv:2505.22312 (MAGIC).
 
-        c += step if entropy <= target else -step, within [lowest, highest];  entropy_coef = c if entropy <= target else 0
+        c += step if entropy <= target else -step      within [lowest, highest]
+        entropy_coef = c if entropy <= target else 0
 
     after each rollout, `entropy` being `train/entropy`; c begins as the algorithm's `entropy_coef`, which the first
     rollout has. So in the released code and in TRL (`use_adaptive_entropy`), whose defaults these are.
@@ -64,11 +65,11 @@ class EntropyControl:
         check_ranges(self, where, target=ABOVE_0, step=ABOVE_0, lowest=NOT_NEGATIVE, highest=ABOVE_0)
         if self.lowest > self.highest:
             raise ValueError(
-                f"{where}lowest must not be above highest, got {self.lowest} and {self.highest}; the defaults are 0 and 1"
+                f"{where}lowest must not be above highest, got {self.lowest} and {self.highest}; 0 and 1 are usual"
             )
 
     def next(self, coefficient: float, entropy: float) -> float:
-        """c of the next rollout."""
+        """The c of the next rollout."""
         moved = coefficient + (self.step if entropy <= self.target else -self.step)
         return min(max(moved, self.lowest), self.highest)
 

@@ -1,9 +1,9 @@
 """A reference policy that follows the policy, as a part of a module: saved, resharded and resumed with it.
 
-Of what trains, `EMAWeights` holds the reference's numbers in float32, each rank its shards, under names of their own; to
-score with the reference they change places with the policy's. So no second model is kept, adapters have a reference of
-their own, and another number of ranks reads them as it reads weights. Memory: 4 bytes for each trained number, and
-while the reference scores those of the policy's once more.
+Of what trains, `EMAWeights` holds the reference's numbers in float32, each rank its shards, under names of their own.
+To score with the reference they change places with the policy's. So no second model is kept, adapters have a reference
+of their own, and another number of ranks reads them as it reads weights. Memory: 4 bytes for each trained number, and
+while the reference scores, the policy's once more.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def has_reference(state: Mapping[str, Tensor]) -> bool:
 def refuse_lost_reference(path: str) -> None:
     """Raises ValueError: a run would go on with another reference than its checkpoint has."""
     raise ValueError(
-        f"the reference policy in --ckpt_path={path} has moved, and model.algorithm.moving_reference=null would have it "
-        "back where the run began; set model.algorithm.moving_reference as that run had it, or start a new run with "
+        f"the reference policy in --ckpt_path={path} has moved, and model.algorithm.moving_reference=null would have "
+        "it back where the run began; set model.algorithm.moving_reference as that run had it, or start a new run with "
         "model.init_from"
     )
 

@@ -332,8 +332,7 @@ class PolicyModule(TrainedModule):
             if self.vision_encoder_trains:  # the reference has an encoder of its own
                 cache = FeatureCache(self.family, parallel=self.parallel)
                 features = cache.get_or_encode(reference.model, all_media(prompts, completions))
-            logp = self.score(reference, prompts, completions, features, replays_experts=False)
-        return logp
+            return self.score(reference, prompts, completions, features, replays_experts=False)
 
     def score(
         self,

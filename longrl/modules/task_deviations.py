@@ -32,7 +32,7 @@ class Moments:
 
 
 class TaskDeviations:
-    """Deviations of rewards by `Row.task`, from moving averages of their first two moments (EMA-GRPO, arXiv:2512.03043).
+    """Deviations of rewards by `Row.task`, from moving averages of two moments (EMA-GRPO, arXiv:2512.03043).
 
     Args:
         decay: share of the averages that a rollout leaves; None follows nothing.

@@ -55,8 +55,8 @@ def reference_memory(plan: Plan) -> float:
     """Shards of the reference, its own encoder in full, for it does not train, and its root unit gathered.
 
     Without a backward pass nothing lets that go (`reshard_after_forward=False`): w text / m + c (encoder + root). With
-    adapters it is the policy without them. One that moves has the numbers of what trains in float32, and while it scores
-    the policy's are kept beside it: (4 + w) / m per number; none with offload.
+    adapters it is the policy without them. One that moves has the numbers of what trains in float32, and while it
+    scores the policy's are kept beside it: (4 + w) / m per number; none with offload.
     """
     if plan.reference and plan.moving_reference:
         return trained_memory(plan) + trained_numbers(plan) * AVERAGE_BYTES

@@ -7,7 +7,17 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
 from longrl import algorithms
-from longrl.algorithms import Algorithm, BoundedK3, Constant, DualClipped, InOrder
+from longrl.algorithms import (
+    Algorithm,
+    BoundedK3,
+    Constant,
+    DualClipped,
+    EntropyControl,
+    InOrder,
+    KLControl,
+    MovingReference,
+    TaskNormalized,
+)
 from longrl.types import SamplingParams
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "algorithm"
@@ -15,6 +25,19 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "algorithm"
 # The settings of the papers that differ from Algorithm(), written down a second time.
 EXPECTED = {
     "grpo": {"kl_coef": 0.04},
+    "grpo_entropy": {"entropy_control": EntropyControl(target=0.2)},
+    "grpo_adaptive_kl": {"kl_coef": 0.04, "kl_control": KLControl(target=0.01)},
+    "tr_grpo": {"kl_coef": 0.04, "moving_reference": MovingReference(alpha=0.6, every_n_steps=512)},
+    "ema_grpo": {
+        "advantage": TaskNormalized(decay=0.99),
+        "surrogate": DualClipped(3.0),
+        "token_weights": algorithms.token_mean,
+        "select": algorithms.drop_uniform,
+        "kl": BoundedK3(10.0),
+        "kl_coef": 0.01,
+        "clip_high": 0.3,
+        "advantage_limit": 5.0,
+    },
     "grpo_dual_clip": {"surrogate": DualClipped(3.0)},
     "dr_grpo": {"advantage": algorithms.group_centered, "token_weights": Constant(1024)},
     "dapo": {"token_weights": algorithms.token_mean, "select": algorithms.drop_uniform, "clip_high": 0.28},
@@ -192,6 +215,7 @@ def test_every_algorithm_prefers_the_better_completion(name):
         lengths,
         kl=algorithm.kl(old, old) if in_reward else None,
         baseline=torch.tensor([0.0]) if algorithm.greedy_baseline else None,
+        task_deviations=torch.ones(1) if algorithm.task_decay is not None else None,
     )
     weights = algorithm.token_weights(lengths, valid.flatten(), algorithms.single_rank)[index]
     ref = old if needs_ref and not in_reward else None
