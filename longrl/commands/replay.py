@@ -153,7 +153,9 @@ def take_step(policy: PolicyModule, step: StepRecord, prompts: Sequence[Prompt],
     for packed in micro_batches:
         assert packed is not None, "one rank has no others to wait for"
         watch.packed = packed
-        output = policy.policy(packed, features, policy.temperature, sequence)
+        output = policy.policy(
+            packed, features, policy.temperature, sequence, entropy_gradient=getattr(loss_of, "reads_entropy", False)
+        )
         note_scores(watch, "logp", output.logp)
         note_scores(watch, "entropy", output.entropy)
         result = loss_of(packed.to(policy.device), output)
@@ -219,4 +221,5 @@ def recorded_loss(policy: PolicyModule, step: StepRecord) -> TokenLoss:
         weights=weights,
         nonfinite=torch.zeros_like(weights, dtype=torch.bool),
     )
-    return RolloutLoss(policy.algorithm, batch)
+    had = {name: step.facts[name] for name in ("kl_coef", "entropy_coef") if name in step.facts}
+    return RolloutLoss(dataclasses.replace(policy.algorithm, **had), batch)

@@ -374,6 +374,7 @@ class TrainedModule(ParallelModule, abc.ABC):
                 "rank": self.global_rank,
                 "loss": loss,
                 "grad_norm": grad_norm,
+                **coefficient_metrics(self.algorithm),
             }
             folder = Path(self.trainer.default_root_dir)
             self.skipped_steps.add(folder, record, facts)

@@ -72,7 +72,7 @@ def test_the_bonus_is_the_gradient_of_the_whole_distribution_whatever_the_split(
     loss, expected, entropy = bonus_by_hand(plain_model(policy.model, family), groups, weights, 0.7)
     seen = train(policy, batch_of(policy, groups))
     assert seen.metrics[0]["train/loss"] == pytest.approx(loss, rel=1e-5)
-    assert seen.metrics[0]["train/entropy_coef"] == 0.7
+    assert seen.metrics[0]["train/entropy_coef"] == pytest.approx(0.7)
     assert_same_gradients(seen.gradients[0], expected, 1e-5)
     if weights != "constant":
         assert seen.metrics[0]["train/entropy"] == pytest.approx(entropy, rel=1e-5)
@@ -110,9 +110,9 @@ def test_the_kl_coefficient_follows_the_distance(placement):
     seen = train(policy, batch, batch, batch, before=disturb_text)
     coefficient = 0.3
     for metrics in seen.metrics:
-        assert metrics["train/kl_coef"] == pytest.approx(coefficient, rel=1e-12)
+        assert metrics["train/kl_coef"] == pytest.approx(coefficient, rel=1e-5)
         coefficient = control.next(coefficient, metrics["train/kl_ref"], 9)
-    assert policy.algorithm.kl_coef == pytest.approx(coefficient, rel=1e-12)
+    assert policy.algorithm.kl_coef == pytest.approx(coefficient, rel=1e-5)
     assert coefficient != 0.3
 
 
@@ -186,9 +186,8 @@ def test_the_reference_is_the_average_of_the_policies_and_the_policy_stays_itsel
     batch = batch_of(policy, groups)
     seen = train(policy, batch, batch, batch, before=Watched())
     for state in states[1:]:  # after the first and the second step
-        for name, value in average.state_dict().items():
-            if value.is_floating_point():
-                value += 0.5 * (state[name] - value)
+        for name, value in average.named_parameters():  # tied ones once
+            value.data += 0.5 * (state[name] - value.data)
     stock = peft_model if kind == "lora" else plain_model
     with torch.no_grad():
         reference = separate_logps(stock(average, family), prompts, answers_of(groups))
