@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 from jsonargparse import ArgumentError, ArgumentParser
 
+from longrl.algorithms import EntropyControl, KLControl, MovingReference, TaskNormalized
 from longrl.algorithms.algorithm import Algorithm
 from longrl.algorithms.corrections import GeometricMask, OffPolicySequenceMask, TwoSidedMask
 from longrl.algorithms.distillation import Distillation
@@ -79,6 +80,7 @@ CLASSES = [
     (pipeline.SplitOptions, {}), (pipeline.CaptionOptions, {}), (pipeline.TimelineOptions, {}),
     (pipeline.QuestionOptions, {}), (pipeline.ValidateOptions, {}), (pipeline.RewriteOptions, {}),
     (pipeline.FilterOptions, {}), (pipeline.ExportOptions, {}), (pipeline.PipelineConfig, {"videos": "v", "out": "o"}),
+    (KLControl, {"target": 0.1}), (EntropyControl, {"target": 0.1}), (MovingReference, {}), (TaskNormalized, {}),
     (EMASettings, {}), (LoRASettings, {}), (Algorithm, {}), (DualClipped, {}), (BoundedK3, {}),
     (SoftGated, {}), (SequenceDualClipped, {}), (StaleClipped, {"stale_low": 0.5, "stale_high": 1.0}),
     (TwoSidedMask, {}), (GeometricMask, {}), (OffPolicySequenceMask, {"max_kl": 0.5}),
@@ -138,7 +140,8 @@ kv_cache_gib launch_us feature_cache_gib feature_cache_disk_gib feature_cache_by
 cached_media max_held_mib num_cards min_clip_s scene_threshold length_slack max_answer_words min_steps
 FilterOptions.num_samples blind_samples limit_s RewardSum.time_limit_s PictureGrids.every_n_steps
 warn_without_signal_after max_resample_rounds bypass_old_logp_below max_grad_norm warmup_steps lr weight_decay decay
-dropout top_k temperature noise_level kl_coef clip_low clip_high correction_cap max_mismatch max_mean_mismatch
+dropout top_k temperature noise_level kl_coef entropy_coef EntropyControl.lowest clip_low clip_high correction_cap
+max_mismatch max_mean_mismatch
 max_length_ratio max_similarity right_from eval_share sft_share blind_share max_blind_share max_missing_share
 max_failed_share max_skipped_share TwoSidedMask.low GeometricMask.low stale_low stale_high max_kl Distillation.coef
 sft_coef low retry_after memory bonus ratio margin flat_steps decay_per_step max_decay imitation

@@ -212,6 +212,8 @@ class Plan:
     """True if a reference policy is kept."""
     pairs: bool = False
     """Completions are the two answers of pairs, which need it for more than a penalty."""
+    moving_reference: bool = False
+    """True if it is one that follows the policy."""
     fp32_lm_head: bool = False
     """`model.algorithm.fp32_lm_head`."""
     prompts_per_batch: int = 1

@@ -226,6 +226,7 @@ def plan_from_run(
         moment_bytes=None if model.optimizer_settings.kind == "adamw" else MOMENT_BYTES,
         pairs=has_pairs,
         reference=model.preference.needs_reference if has_pairs else is_rl and model.rollouts_need_reference,
+        moving_reference=model.algorithm.moving_reference is not None,
         fp32_lm_head=model.algorithm.fp32_lm_head,
         prompts_per_batch=data.prompts_per_batch,
         eval_prompts=data.eval_prompts_per_batch,
