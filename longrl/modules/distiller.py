@@ -73,7 +73,7 @@ class Distiller:
         """
         if stage == "preference":
             raise ValueError(
-                "model.teacher teaches rollouts and stored texts, and data.stage=preference trains on pairs of answers; "
+                "model.teacher teaches rollouts and stored texts, and data.stage=preference trains on pairs; "
                 "set model.teacher to null, or data.stage to sft"
             )
         is_rl = stage == "rl"
