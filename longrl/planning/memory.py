@@ -264,7 +264,7 @@ def _changes(plan: Plan) -> list[tuple[str, object, Plan]]:
             },
         ),
         (not plan.offload, f"{strategy}.sharding.offload", "true", {"offload": True}),
-        (plan.reference, "model.algorithm.kl_coef", 0, {"reference": False}),
+        (plan.reference and not plan.pairs, "model.algorithm.kl_coef", 0, {"reference": False}),
     ]
     return [(name, value, replace(plan, **fields)) for applies, name, value, fields in changes if applies]
 
