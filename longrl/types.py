@@ -97,7 +97,9 @@ class Row:
     """A conversation but for its last answer, shown instead of `problem`: `role` and `content`, a list of parts
     `{"type": "text", "text": ..}` and, where media stand, `{"type": "video"}` and the like."""
     response: str | None = None
-    """That answer: the SFT target."""
+    """That answer, or of a question an answer to the letter: the SFT target, or the better one of a pair."""
+    rejected: str | None = None
+    """The other answer of a pair."""
     trace: tuple[Mapping[str, Any], ...] = ()
     """The SFT target in its place: turns of the assistant (`content` is text, `tool_calls` may follow), and tools'
     answers between them, whose media are parts of videos; see `datamodules/rows/traces.py`."""
@@ -249,9 +251,16 @@ class Prompt:
     def pin_memory(self) -> Prompt:
         """The same with patches in pinned memory, from where a copy to a GPU is not waited for."""
         pinned = replace(self, media=_pinned(self.media))
-        if self.response is None:
-            return pinned
-        return replace(pinned, response=replace(self.response, media=_pinned(self.response.media)))
+        for name in ("response", "rejected"):
+            target = getattr(self, name)
+            if target is not None:
+                pinned = replace(pinned, **{name: replace(target, media=_pinned(target.media))})
+        return pinned
+
+    @property
+    def targets(self) -> tuple[Continuation, ...]:
+        """The answers that the data brings: none in RL, one in SFT, of a pair two."""
+        return tuple(answer for answer in (self.response, self.rejected) if answer is not None)
 
 
 def _pinned(media: tuple[Media, ...]) -> tuple[Media, ...]:

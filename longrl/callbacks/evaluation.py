@@ -30,7 +30,7 @@ from longrl.evaluation.result_files import (
     write_json,
     write_samples,
 )
-from longrl.evaluation.samples import TEST_FOLDER
+from longrl.evaluation.samples import PREDICT_FOLDER as PREDICT_FOLDER, TEST_FOLDER
 from longrl.evaluation.scores import Scores
 from longrl.io.fingerprint import files_fingerprint
 from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
@@ -40,9 +40,6 @@ from longrl.modules.trained import data_module_of
 from longrl.types import Batch, Row, UnusableSample
 
 logger = logging.getLogger(__name__)
-
-PREDICT_FOLDER = "predict"
-"""Folder in a run's where `predict` leaves its answers."""
 
 
 class EvaluationReport(Callback):

@@ -32,6 +32,7 @@ from longrl.callbacks.rollout_steps import GroupSource, RolloutSteps
 from longrl.callbacks.staleness_checks import check_stale_tokens
 from longrl.callbacks.staleness_metrics import staleness_metrics
 from longrl.callbacks.turn_metrics import turn_metrics
+from longrl.datamodules.loading.schedules import Schedule, check_tokens
 from longrl.engines.hf import HFEngine
 from longrl.engines.rollout_engine import RolloutEngine, RolloutRequest
 from longrl.environments.settings import EnvironmentSettings
@@ -82,6 +83,8 @@ class RolloutCallback(Callback):
             have one turn.
         warn_without_signal_after: warn once after so many steps in a row in which no group had anything to learn from,
             with the likely causes; 0 never.
+        length_schedule: `sampling.max_completion_tokens` by optimizer step, at most what `sampling` says: engine,
+            update and rewards are set up for that. Completions that begin during step s have the length of step s.
         seed: of the sampling; together with the number of the rollout and the prompt's id (and, of a prompt
             that comes again in a batch, which copy it is) it decides every completion.
     """
@@ -101,6 +104,7 @@ class RolloutCallback(Callback):
         warn_without_signal_after: int = 10,
         router_replay: bool = False,
         environment: EnvironmentSettings | None = None,
+        length_schedule: Schedule | None = None,
         frame_order: FrameOrder | None = None,
     ) -> None:
         check_ranges(
@@ -114,6 +118,9 @@ class RolloutCallback(Callback):
         )
         self.reward = reward
         self.sampling = sampling or SamplingParams()
+        if length_schedule is not None:
+            most = self.sampling.max_completion_tokens
+            check_tokens("rollout.length_schedule", length_schedule, most, "rollout.sampling.max_completion_tokens")
         # Greedy, and one completion: every evaluation asks the same of the policy.
         self.eval_sampling = eval_sampling or replace(
             self.sampling, num_generations=1, temperature=0.0, top_p=1.0, top_k=0
@@ -139,7 +146,14 @@ class RolloutCallback(Callback):
         self._sampled: list[Group] = []
         """Groups drawn for this step, selected or not."""
         self._steps = RolloutSteps(
-            self.engine, reward, self.sampling, seed, self._environment, self._watch.failures, frame_order
+            self.engine,
+            reward,
+            self.sampling,
+            seed,
+            self._environment,
+            self._watch.failures,
+            lengths=length_schedule,
+            frame_order=frame_order,
         )
         self._source: GroupSource
         """Where a step's groups come from."""
@@ -222,6 +236,7 @@ class RolloutCallback(Callback):
         assert isinstance(pl_module, PolicyModule)
         with saved_without_servers(trainer, self._source, self._data_before):
             self._fill(pl_module, batch, trainer.global_step)
+            data_module_of(trainer).learn(self._sampled)  # last: a step that could not be made teaches nothing
 
     def _fill(self, module: PolicyModule, batch: Batch, step: int) -> None:
         """Gives a batch its groups, of which there may be fewer than prompts."""
@@ -273,6 +288,8 @@ class RolloutCallback(Callback):
         if self.max_staleness:
             limits = (module.steps_per_rollout, self.max_staleness)
             self._metrics |= staleness_metrics(batch.groups, step, *limits, dp)
+        if self._steps.lengths is not None:
+            self._metrics["data/max_completion_tokens"] = float(self._steps.max_completion_tokens(step))
         if self.frame_order is not None:
             self._metrics |= mean_over_ranks(order_values(found.sampled), dp)
         if self.environment is not None:

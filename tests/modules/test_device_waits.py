@@ -60,7 +60,7 @@ def waits_of_updates(monkeypatch, micro_batch_tokens: int, stage: str, **options
     """In one rollout or batch of 3 prompts: waits within the update of the weights, and micro-batches."""
     counts = []
     micro_batches = []
-    update = PolicyModule._update
+    update = PolicyModule.take_step
     make = PackedScoring.micro_batches
 
     def counted(policy, *args):
@@ -75,7 +75,7 @@ def waits_of_updates(monkeypatch, micro_batch_tokens: int, stage: str, **options
         micro_batches.append(len(made[0]))
         return made
 
-    monkeypatch.setattr(PolicyModule, "_update", counted)
+    monkeypatch.setattr(PolicyModule, "take_step", counted)
     monkeypatch.setattr(PackedScoring, "micro_batches", noted)
     torch.manual_seed(0)
     if "distillation" in options:
