@@ -11,6 +11,7 @@ from longrl.algorithms.algorithm import Algorithm
 from longrl.algorithms.corrections import GeometricMask, OffPolicySequenceMask, TwoSidedMask
 from longrl.algorithms.distillation import Distillation
 from longrl.algorithms.losses import BoundedK3, Constant, DualClipped, SoftGated, StaleClipped
+from longrl.algorithms.preferences import Preference, SimPO, SmoothedDPO
 from longrl.algorithms.sequence_surrogates import SequenceDualClipped
 from longrl.callbacks.checkpoint import Checkpoint
 from longrl.callbacks.evaluation import EvaluationReport
@@ -44,6 +45,7 @@ from longrl.engines.vllm import VLLMEngine
 from longrl.evaluation.benchmark import EvaluationConfig
 from longrl.evaluation.endpoint_policy import EndpointPolicy
 from longrl.evaluation.local_policy import LocalPolicy
+from longrl.evaluation.own_answers import ChoiceRules
 from longrl.models.ema import EMASettings
 from longrl.models.lora import LoRASettings
 from longrl.models.qwen3_vl import Qwen3VLFamily
@@ -87,6 +89,7 @@ CLASSES = [
     (DiffusionSampling, {}), (FlowSDE, {}), (CPS, {}),
     (RandomWindow, {}), (SlidingWindow, {}), (SD3Family, {"model": "m"}), (WanFamily, {"model": "m"}),
     (DiffusionModule, {"family": SD3Family("m")}), (DiffusionRolloutCallback, {"reward": REWARD}),
+    (Preference, {}), (SmoothedDPO, {}), (SimPO, {}), (ChoiceRules, {}),
     (PictureGrids, {}), (PromptFiles, {}), (ClipScore, {"folder": "f"}), (MotionAmount, {}), (OcrMatch, {}),
 ]  # fmt: skip
 """Everything with numbers that a user sets, and what it cannot do without. Its options are found by themselves."""
@@ -113,7 +116,10 @@ def given(made, base, name, kind, text):
     return made(**(base | {name: value}))
 
 
-BELOW_0 = "seed init_seed RewardTerm.weight right_short right_full wrong_short wrong_full exceeded num_threads"
+BELOW_0 = """
+seed init_seed RewardTerm.weight right_short right_full wrong_short wrong_full exceeded num_threads
+ChoiceRules.wrong_below min_reward
+"""
 """Options that may be below 0."""
 ZERO = """
 seed init_seed RewardTerm.weight right_short right_full wrong_short wrong_full exceeded retries backoff_s
@@ -127,6 +133,7 @@ dropout top_k temperature noise_level kl_coef clip_low clip_high correction_cap 
 max_length_ratio max_similarity right_from eval_share sft_share blind_share max_blind_share max_missing_share
 max_failed_share max_skipped_share TwoSidedMask.low GeometricMask.low stale_low stale_high max_kl Distillation.coef
 sft_coef
+ChoiceRules.wrong_below min_reward quality_weight generation_weight gamma label_smoothing
 """
 """Options that may be 0: none of it, switched off, or the least of a measure."""
 ENDLESS = """
