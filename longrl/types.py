@@ -204,6 +204,11 @@ class Media:
     """Tokens of a video's track that stand among its own; None without a track."""
     temporal_patch_size: int = 1
     """Frames of a video behind one temporal patch."""
+    cell_order: tuple[int, ...] = ()
+    """Of a video whose temporal patches are shown in another order: which of them stands at each place; its features
+    are those of `key_in_order`, rearranged (longrl/models/cell_order.py). () is in order."""
+    key_in_order: str = ""
+    """The key of the same video in order, where `cell_order` says another one."""
     is_whole: bool = False
     """True if patches and source are all of it whatever the rank, as of what an environment showed: then one rank of a
     sequence-parallel group encodes it, not each its shard."""
@@ -365,6 +370,9 @@ class Group(Generic[PromptT, SampleT]):
     """[G] bool; False masks a completion out of everything (its reward raised, or it was cut off and is filtered)."""
     baseline: float | None = None
     """Reward of a greedy completion, for ReMax."""
+    shuffled_accuracy: Tensor | None = None
+    """Accuracy of the completions that were sampled beside with shuffled frames and could be judged, for
+    `rollout.frame_order`; [0] where none could, None where there were none."""
     carried_over: bool = False
     """Sampled by the weights of an earlier step, so its old log-probabilities are the sampler's."""
     in_loss: Tensor | None = None

@@ -3,9 +3,9 @@
 A file for each question: advantages (groups and completions: which train, and what was one worth? also reward_parts and
 optimal_baselines), losses (tokens: what does one add to the loss, and how much does it count? sequence_surrogates looks
 at completions), corrections (did the engine that sampled a token agree with the trainer?), top_entropy (which tokens
-learn?), preferences (which of two answers is better?), algorithm (the record of one function per question). What a
-function needs of a run is said by the function, needs, and checked before weights are loaded, checks.
-docs/algorithms.md has a table of all.
+learn?), distillation (how far is a teacher?), preferences (which answer of a pair is better?), algorithm (the record of
+one function per question). What a function needs of a run is said by the function, needs, and checked before weights
+are loaded, checks. docs/algorithms.md has a table of all.
 """
 
 from longrl.algorithms.advantages import (

@@ -84,6 +84,8 @@ class Policy(abc.ABC):
     """The family that reads rows for it."""
     samples_frames: bool = True
     """False where whole videos are handed over, of which somebody else samples frames."""
+    shuffles_frames: bool = False
+    """True if it reads features, whose rows can be those of shuffled frames."""
 
     @abc.abstractmethod
     def prepare(self, folder: Path) -> None:

@@ -25,6 +25,7 @@ from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
 from longrl.models.lora import adapters_off
+from longrl.modules.consistency import Consistency
 from longrl.modules.distiller import DistilledLoss, Distiller, Teaching
 from longrl.modules.expert_load import ExpertLoads
 from longrl.modules.initial_weights import build_from
@@ -32,7 +33,7 @@ from longrl.modules.mini_batches import FlatGroups, RolloutLoss, TokenLoss, flat
 from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.preference_loss import RewardShift
-from longrl.modules.preference_step import check_stage, preference_step, preference_validation
+from longrl.modules.preference_step import preference_step, preference_validation, warn_without_pairs
 from longrl.modules.scoring import PackedScoring, TokenScores, all_media as all_media
 from longrl.modules.sft_step import sft_step, sft_validation
 from longrl.modules.skipped_steps import text_record
@@ -69,6 +70,8 @@ class PolicyModule(TrainedModule):
         feature_cache_dir: folder in which features of a frozen encoder outlive the run, if there is one. `python -m
             longrl cache-features` fills it beforehand. In `fit` videos whose features are there are not decoded.
         feature_cache_disk_bytes: what all files in that folder may take; the least recently used go first.
+        consistency: a bonus for right completions whose answer the reference finds likely after their reasoning
+            (GRPO-CARE); it needs the reference, also without a KL penalty. None: not.
         teacher: a model, or several for different tasks, whose distributions the policy learns; None is no
             distillation.
         distillation: how; None is the reverse KL over the whole vocabulary.
@@ -91,6 +94,7 @@ class PolicyModule(TrainedModule):
         feature_cache_bytes: int = 1 << 30,
         feature_cache_dir: str | None = None,
         feature_cache_disk_bytes: int = 1 << 40,
+        consistency: Consistency | None = None,
         teacher: Teacher | list[Teacher] | None = None,
         distillation: Distillation | None = None,
         preference: Preference | None = None,
@@ -117,6 +121,7 @@ class PolicyModule(TrainedModule):
         self.reward_shift = RewardShift()
         """Of the quality loss of pairs."""
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
+        self.consistency = consistency
         self.temperature = 1.0
         """The one completions are sampled with; the rollout callback sets it."""
         self.mismatch_monitor: MismatchMonitor | None = None
@@ -144,6 +149,11 @@ class PolicyModule(TrainedModule):
         """True if batches are pairs of answers, one of which is preferred."""
         return data_module_of(self.trainer).renderer.stage == "preference"
 
+    @property
+    @override
+    def rollouts_need_reference(self) -> bool:
+        return super().rollouts_need_reference or self.consistency is not None
+
     @override
     def needs_reference(self) -> bool:
         return self.preference.needs_reference if self.learns_pairs() else super().needs_reference()
@@ -152,12 +162,14 @@ class PolicyModule(TrainedModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit" and self.distiller is not None:
-            self.distiller.setup(self.family, self.algorithm, self.is_rl())
+            self.distiller.setup(self.family, self.algorithm, data_module_of(self.trainer).renderer.stage)
+            train = data_module_of(self.trainer).datasets.get("train")
+            self.distiller.check_tasks(() if train is None else train.rows)
         if stage == "fit" and not self.is_rl():  # in RL the rollout callback knows how long completions may become
             limit = micro_batch_limit(self.max_tokens_per_micro_batch, self.parallel.degrees)
             data_module_of(self.trainer).limit_lengths([limit], ("train", "val"))
         if stage == "fit":
-            check_stage(self)
+            warn_without_pairs(self)
 
     @override
     def build_model(self) -> nn.Module:
@@ -242,6 +254,7 @@ class PolicyModule(TrainedModule):
             with self.phases("teacher"):
                 self.teaching = self.distiller.score_batch(batch, self.temperature, self.device)
         super().training_step(batch, batch_idx)
+        self.teaching = None  # hidden states of every token, that the next rollout needs the room of
 
     @override
     def update_policy(self, batch: Batch) -> Metrics:
@@ -261,7 +274,12 @@ class PolicyModule(TrainedModule):
         all_prompts = [group.prompt for group in groups]
         all_completions = [group.completions for group in groups]
         ref_logp = self.reference_logp(all_prompts, all_completions, batch.features)  # [N]
-
+        consistent = None
+        if self.consistency is not None:
+            assert ref_logp is not None, "`rollouts_need_reference` has it made"
+            consistent = self.consistency.score(flat, ref_logp, self.family.tokenizer)
+            flat = consistent.flat
+            ref_logp = ref_logp if self.algorithm.kl_coef > 0 else None
         teaching = self.teaching
 
         # 2. Advantages, and mini-batches of neighbouring groups.
@@ -308,6 +326,8 @@ class PolicyModule(TrainedModule):
         means["entropy_min"] = lowest_over_ranks(entropies, self.parallel.world)
         means |= self.watch_batches(mini_batches)
         means |= loads.metrics(self.parallel.world)
+        if consistent is not None:
+            means |= consistent.metrics(self.parallel.dp)
         if self.mismatch_monitor is None:
             return means
         return means | self.mismatch_monitor.metrics

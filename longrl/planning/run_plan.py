@@ -225,7 +225,7 @@ def plan_from_run(
         optimizer_offload=model.optimizer_settings.offload,
         moment_bytes=None if model.optimizer_settings.kind == "adamw" else MOMENT_BYTES,
         pairs=has_pairs,
-        reference=model.preference.needs_reference if has_pairs else is_rl and model.algorithm.kl_coef > 0,
+        reference=model.preference.needs_reference if has_pairs else is_rl and model.rollouts_need_reference,
         fp32_lm_head=model.algorithm.fp32_lm_head,
         prompts_per_batch=data.prompts_per_batch,
         eval_prompts=data.eval_prompts_per_batch,

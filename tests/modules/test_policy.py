@@ -69,7 +69,7 @@ class Given(LightningDataModule):
 
     def __init__(self, batches, stage):
         super().__init__()
-        self.batches, self.renderer = batches, SimpleNamespace(stage=stage)
+        self.batches, self.renderer, self.datasets = batches, SimpleNamespace(stage=stage), {}
 
     def limit_lengths(self, limits, splits):
         """The batches are what they are."""

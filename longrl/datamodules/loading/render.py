@@ -13,6 +13,7 @@ from typing import Any, Literal
 import av
 import torch
 
+from longrl.datamodules.loading.row_marks import video_of
 from longrl.datamodules.loading.skips import CODE_ERRORS
 from longrl.datamodules.loading.traces import KnowsFeatures as KnowsFeatures, TraceRenderer, trace_media
 from longrl.datamodules.media.audio import SAMPLING_RATE, FileSound, read_sound
@@ -23,6 +24,7 @@ from longrl.datamodules.media.sampling import VideoSampling, read_span
 from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames, open_video
 from longrl.datamodules.media.subtitles import Subtitles, subtitle_files, subtitle_text
 from longrl.datamodules.media.video import hold_frames
+from longrl.models.cell_order import shuffled_prompt
 from longrl.models.chat_tokens import MEDIA_TAG, break_token
 from longrl.models.reading import RendersPrompts
 from longrl.packing.lengths import LengthLimit, length_problem
@@ -74,6 +76,8 @@ class RowRenderer:
     answer_template: str = "{answer}"
     blind: bool = False
     blind_share: float = 0.0
+    shuffle_frames: bool = False
+    """Show videos with their temporal patches in an order that follows from the row's id."""
     max_prompt_tokens: int | None = None
     subtitles: Subtitles = NO_SUBTITLES
     cached_media: int = 0
@@ -110,7 +114,8 @@ class RowRenderer:
         blind = (self.blind or self.blind_share > 0) and self.drops_media(row)
         shown = without_media(row) if blind else row
         span = row.metadata.get("span_s")
-        sampling = replace(self.video, span_s=read_span(span)) if span else self.video
+        video = video_of(row, self.video)
+        sampling = replace(video, span_s=read_span(span)) if span else video
 
         # 3. Decoded media, or where to get them; a video's sound track comes right after its frames.
         media: list[Frames | AudioClip] = []
@@ -131,7 +136,7 @@ class RowRenderer:
         if is_pair:
             prompt = with_rejected(self.family, prompt)
         if self.stage == "sft" and shown.trace:
-            prompt = replace(prompt, response=self._traces().target(shown))
+            prompt = replace(prompt, response=self._traces(video).target(shown))
         self._check_length(prompt)
 
         # 5. Where left-out pixels come from, and which frames are shown.
@@ -139,18 +144,19 @@ class RowRenderer:
         if any(item.source for item in media):
             items = tuple(replace(item, source=read.source) for item, read in zip(items, media, strict=True))
         frames = [item for item in media if isinstance(item, Frames)]
-        return replace(
+        prompt = replace(
             prompt,
             media=items,
             frame_indices=tuple(item.indices for item in frames),
             frame_times=tuple(item.timestamps for item in frames),
             torn_videos=tuple(torn),
         )
+        if not self.shuffle_frames:
+            return prompt
+        return shuffled_prompt(self.family, prompt, f"frames of {row.id}") or prompt
 
-    def _traces(self) -> TraceRenderer:
-        return TraceRenderer(
-            self.family, self.video, self.shard, self.decoding, self.remote, self.patch_dtype, self.stored
-        )
+    def _traces(self, video: VideoSampling) -> TraceRenderer:
+        return TraceRenderer(self.family, video, self.shard, self.decoding, self.remote, self.patch_dtype, self.stored)
 
     def _question_text(self, shown: Row, media: Sequence[Frames | AudioClip] | None) -> str:
         """The question as text: what it spells of control tokens is text, and subtitles place no media either.
@@ -220,7 +226,7 @@ class RowRenderer:
         Stored answers are found by it. Options that change training targets, or only where and when media are decoded,
         are none of it.
         """
-        return {
+        identity = {
             "video": asdict(self.video),
             "question_template": self.question_template,
             "blind": self.blind,
@@ -228,6 +234,9 @@ class RowRenderer:
             "decoder": f"PyAV {av.__version__}",
             "pixel_rules": PIXEL_RULES,
         }
+        if self.shuffle_frames:  # without it, answers stored before there was such an option are found
+            identity["shuffle_frames"] = True
+        return identity
 
     def drops_media(self, row: Row) -> bool:
         """True for a row shown without its media: all are, or it is one of `blind_share` of the training rows."""
