@@ -244,6 +244,8 @@ class Prompt:
     def pin_memory(self) -> Prompt:
         """The same with patches in pinned memory, from where a copy to a GPU is not waited for."""
         pinned = replace(self, media=_pinned(self.media))
+        if self.teacher is not None:
+            pinned = replace(pinned, teacher=self.teacher.pin_memory())
         if self.response is None:
             return pinned
         return replace(pinned, response=replace(self.response, media=_pinned(self.response.media)))

@@ -32,18 +32,16 @@ def unusable_rows(
         ValueError: nothing can be fetched from where media lie, or too many rows name files outside the roots.
     """
     is_file = functools.cache(os.path.isfile)  # many rows may ask about one video
-    reads = functools.cache(renderer.family.reads_media)
+    families = renderer.families
     unusable = []
     outside: list[UnusableSample] = []
     for index, row in enumerate(rows):
         kinds = dict.fromkeys(kind for kind, _ in [*ordered_media(row), *trace_media(row)])
-        unread = [kind for kind in kinds if not reads(kind)]
+        unread = [(family, kind) for family in families for kind in kinds if not family.reads_media(kind)]
         try:
-            if unread:
-                name = type(renderer.family).__name__
-                raise UnusableSample(
-                    None, f"{name} reads no {unread[0]}s; use a family that does, or leave such rows out"
-                )
+            for family, kind in unread[:1]:
+                name = type(family).__name__
+                raise UnusableSample(None, f"{name} reads no {kind}s; use a family that does, or leave such rows out")
             named = (*files_of(row), *_subtitle_files(row, renderer))
             problem = next(filter(None, (_outside(path, roots[index], check_files) for path in named)), None)
             if problem is not None:

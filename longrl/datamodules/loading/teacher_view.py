@@ -1,0 +1,211 @@
+"""What a teacher is shown of a training row: the policy's prompt, or one of its own that tells it more."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from longrl.datamodules.loading.render import BLANKS, RowRenderer, check_template
+from longrl.datamodules.media.sampling import VideoSampling
+from longrl.datamodules.media.subtitles import Subtitles
+from longrl.io.number_ranges import COUNT, check_ranges
+from longrl.models.reading import RendersPrompts
+from longrl.packing.lengths import LengthLimit
+from longrl.types import Continuation, Frames, Prompt, Row, UnusableSample
+
+logger = logging.getLogger(__name__)
+
+ANY_TASK = ""
+"""Of a teacher that rows of every task have, unless another is named for theirs."""
+TOLD = ("problem", "subtitles", "answer", "option", "reasoning")
+"""What a teacher's question may name: the policy's may not name the last three."""
+HARMLESS = Row("harmless", "What is this?", "A", reasoning="It is grey.")
+PROBED_SIDE = 280
+"""Pixels of the frames by which two families are compared."""
+
+
+@dataclass(frozen=True)
+class TeacherView:
+    """How training rows are shown to the teacher where it differs from how the policy is shown them.
+
+    None takes what the policy is shown by. Validation and test rows have no such view.
+
+    Example:
+        `data.teacher_view: {video: {fps: 2.0, max_frames: 512}}` is twice the frames of `data.video: {fps: 1.0, ...}`;
+        `question_template: "{problem}\\n\\nThe right answer is {answer}. Explain it."` makes a teacher of any model.
+    """
+
+    video: VideoSampling | None = None
+    """Which frames, in the place of all of `data.video`."""
+    question_template: str | None = None
+    """Its question: `{problem}`, `{subtitles}`, and of the row `{answer}`, `{option}` (the right option's wording) and
+    `{reasoning}` (nothing where it has none)."""
+    subtitles: Subtitles | None = None
+    """Which subtitles, in the place of all of `data.subtitles`."""
+    max_prompt_tokens: int | None = None
+    """Rows whose view is longer are skipped; None is `data.max_prompt_tokens`."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "data.teacher_view.", max_prompt_tokens=COUNT)
+        template = self.question_template
+        if template is None:
+            return
+        if "{problem}" not in template:
+            raise ValueError(f"data.teacher_view.question_template must contain {{problem}}, got {template!r}")
+        check_template("teacher_view.question_template", template, TOLD)
+
+    def check_rows(self, rows: Sequence[Row], question_template: str) -> None:
+        """Raises ValueError for options that the training rows make no use of.
+
+        Args:
+            rows: to train on.
+            question_template: of the policy, where the view has none.
+        """
+        template = self.question_template or question_template
+        if self.subtitles is not None and self.subtitles.source and "{subtitles}" not in template:
+            raise ValueError(
+                f"data.teacher_view.subtitles.source={self.subtitles.source} is shown where the teacher's question "
+                f"says {{subtitles}}, got {template!r}; add it to data.teacher_view.question_template"
+            )
+        if self.question_template is None:
+            return
+        conversation = next((row for row in rows if row.messages), None)
+        if conversation is not None:
+            raise ValueError(
+                f"data.teacher_view.question_template asks questions, but row {conversation.id!r} is a conversation, "
+                "which is shown as it is; leave the template out, or such rows"
+            )
+
+
+@dataclass
+class TeacherPrompts:
+    """Makes what a row's teacher reads: the part of a loader's worker that renders the row a second time.
+
+    Args:
+        views: by task, or `ANY_TASK`; None for a teacher that reads the policy's own prompt.
+        plain: the same of rows that the policy is shown blind. Told more, a teacher would teach it to recite.
+    """
+
+    views: Mapping[str, RowRenderer | None]
+    plain: Mapping[str, RowRenderer | None]
+
+    @property
+    def families(self) -> list[RendersPrompts]:
+        """Those that render."""
+        return list({id(one.family): one.family for one in self._all()}.values())
+
+    def _all(self) -> list[RowRenderer]:
+        return [one for renderers in (self.views, self.plain) for one in renderers.values() if one is not None]
+
+    def __call__(self, row: Row, response: Continuation | None) -> Prompt | None:
+        """The row's second prompt, None where its teacher reads the policy's or it has no teacher.
+
+        Args:
+            row: the record.
+            response: what is taught, behind which no room may be lacking; None where answers are sampled.
+
+        Raises:
+            UnusableSample: the teacher cannot be shown the row.
+        """
+        task = row.task if row.task in self.views else ANY_TASK
+        renderer = self.views.get(task)
+        if renderer is not None and renderer.drops_media(row):
+            renderer = self.plain[task]
+        if renderer is None:
+            return None
+        try:
+            prompt = renderer(row)
+            renderer.check_length(replace(prompt, response=response))
+        except UnusableSample as error:
+            raise UnusableSample(error.path, f"its teacher cannot be shown it: {error.reason}") from error
+        return prompt
+
+    def try_options(self, rows: Sequence[Row]) -> None:
+        """See `RowRenderer.try_options`."""
+        for renderer in self._all():
+            renderer.try_options(rows)
+
+    def with_limits(self, limits: Sequence[LengthLimit]) -> TeacherPrompts:
+        """The same within limits of the update: nothing is sampled behind a teacher's prompt."""
+        of_update = [limit for limit in limits if limit.of_update]
+
+        def limited(renderers: Mapping[str, RowRenderer | None]) -> dict[str, RowRenderer | None]:
+            return {task: None if one is None else one.with_limits(of_update) for task, one in renderers.items()}
+
+        return TeacherPrompts(limited(self.views), limited(self.plain))
+
+
+def teacher_prompts(
+    teachers: Mapping[str, RendersPrompts], policy: RowRenderer, view: TeacherView | None, compute_dtype: str | None
+) -> TeacherPrompts | None:
+    """What renders teachers' prompts; None where all read the policy's.
+
+    Args:
+        teachers: family of each, by task or `ANY_TASK`.
+        policy: renders the policy's prompts of training rows.
+        view: what teachers see instead.
+        compute_dtype: of the run's forward passes; None is that of each family.
+    """
+    views: dict[str, RowRenderer | None] = {}
+    plain: dict[str, RowRenderer | None] = {}
+    for task, family in teachers.items():
+        is_alike = reads_alike(family, policy.family)
+        plain[task] = None if is_alike else _view_of(family, policy, TeacherView(), compute_dtype, is_alike)
+        views[task] = plain[task] if view is None else _view_of(family, policy, view, compute_dtype, is_alike)
+    return TeacherPrompts(views, plain) if any(views.values()) else None
+
+
+def _view_of(
+    family: RendersPrompts, policy: RowRenderer, view: TeacherView, compute_dtype: str | None, is_alike: bool
+) -> RowRenderer:
+    """The policy's renderer as the teacher's. Where both read the same pixels, what one has decoded the other finds."""
+    subtitles = policy.subtitles if view.subtitles is None else view.subtitles
+    shares_pixels = is_alike and view.video in (None, policy.video)
+    return replace(
+        policy,
+        family=family,
+        video=view.video or policy.video,
+        stage="rl",  # what is taught stands behind the policy's prompt, and is read behind this one
+        question_template=view.question_template or policy.question_template,
+        subtitles=subtitles,
+        tells_answer=True,
+        max_prompt_tokens=view.max_prompt_tokens or policy.max_prompt_tokens,
+        prompt_option="data.teacher_view.max_prompt_tokens" if view.max_prompt_tokens else policy.prompt_option,
+        patch_dtype=getattr(torch, compute_dtype or family.dtype),
+        stored=None,  # the policy's features
+        teacher=None,
+        _cache=policy._cache if shares_pixels else type(policy._cache)(),
+        _checked=policy._checked if shares_pixels else set(),
+    )
+
+
+def reads_alike(one: RendersPrompts, other: RendersPrompts) -> bool:
+    """Whether two families make the same prompt of every row: by their options, and by one that both are shown."""
+    if one is other:
+        return True
+    if type(one) is not type(other) or _options(one) != _options(other):
+        return False
+    pixels = torch.arange(4 * 3 * PROBED_SIDE * PROBED_SIDE).reshape(4, 3, PROBED_SIDE, PROBED_SIDE) % 251
+    media = []
+    for kind, blank in BLANKS.items():
+        if one.reads_media(kind):
+            if isinstance(blank, Frames):
+                blank = replace(blank, pixels=pixels[: len(blank.pixels)].to(torch.uint8))
+            media.append(blank)
+    prompts = [family.render(HARMLESS, HARMLESS.problem, media) for family in (one, other)]
+    return _same(*prompts) and [*one.end_token_ids] == [*other.end_token_ids]
+
+
+def _options(family: RendersPrompts) -> dict[str, object]:
+    names = [name for part in type(family).__mro__ for name in vars(part).get("answer_options", ())]
+    # Prompts are the same in every precision.
+    return {name: getattr(family, name) for name in (*names, *family.later_options, "system_prompt") if name != "dtype"}
+
+
+def _same(one: Prompt, other: Prompt) -> bool:
+    pairs = [(one.input_ids, other.input_ids), (one.position_ids, other.position_ids)]
+    pairs += [(item.patches, same.patches) for item, same in zip(one.media, other.media, strict=True)]
+    return all(torch.equal(tensor, same) for tensor, same in pairs)
