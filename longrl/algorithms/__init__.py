@@ -19,6 +19,7 @@ from longrl.algorithms.advantages import (
     leave_one_out as leave_one_out,
     mask_truncated as mask_truncated,
     mask_truncated_loss as mask_truncated_loss,
+    no_advantage as no_advantage,
     raw as raw,
 )
 from longrl.algorithms.algorithm import Algorithm as Algorithm, LossOutput as LossOutput
@@ -27,6 +28,7 @@ from longrl.algorithms.denoising import (
     gaussian_mean_rate as gaussian_mean_rate,
     grpo_guard as grpo_guard,
 )
+from longrl.algorithms.distillation import Distillation as Distillation
 from longrl.algorithms.losses import (
     AllReduce as AllReduce,
     BoundedK3 as BoundedK3,

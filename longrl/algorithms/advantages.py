@@ -169,6 +169,11 @@ def raw(outcomes: Outcomes) -> Tensor:
     return outcomes.returns
 
 
+def no_advantage(outcomes: Outcomes) -> Tensor:
+    """A = 0: rewards are measured and teach nothing, for a teacher alone to do so (`model.distillation`). [P, G]."""
+    return torch.zeros_like(outcomes.returns)
+
+
 @needs(groups=True)
 def group_centered(outcomes: Outcomes) -> Tensor:
     """A = r - mean(r of the group): Dr.GRPO, arXiv:2503.20783, which leaves the division by the deviation out. [P, G].

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from longrl.algorithms import Algorithm
+from longrl.algorithms import Algorithm, Distillation
 from longrl.features.cache import FeatureCache, HasMedia
 from longrl.features.disk_cache import DiskCache
 from longrl.features.trainable_features import TrainableFeatures
@@ -24,6 +24,7 @@ from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
 from longrl.models.lora import adapters_off
+from longrl.modules.distiller import Distiller
 from longrl.modules.expert_load import ExpertLoads
 from longrl.modules.initial_weights import build_from
 from longrl.modules.mini_batches import FlatGroups, RolloutLoss, TokenLoss, flatten_groups, make_mini_batches
@@ -33,6 +34,7 @@ from longrl.modules.scoring import PackedScoring
 from longrl.modules.sft_loss import SFTLoss, response_targets
 from longrl.modules.skipped_steps import text_record
 from longrl.modules.step_statistics import StepSums, lowest_over_ranks
+from longrl.modules.teachers import Teacher
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
 from longrl.packing.lengths import micro_batch_limit
 from longrl.packing.pack import Continuations, continuations
@@ -63,6 +65,9 @@ class PolicyModule(TrainedModule):
         feature_cache_dir: folder in which features of a frozen encoder outlive the run, if there is one. `python -m
             longrl cache-features` fills it beforehand. In `fit` videos whose features are there are not decoded.
         feature_cache_disk_bytes: what all files in that folder may take; the least recently used go first.
+        teacher: a model, or several for different tasks, whose distributions the policy learns; None is no
+            distillation.
+        distillation: how; None is the reverse KL over the whole vocabulary.
     """
 
     family: CausalFamily
@@ -81,6 +86,8 @@ class PolicyModule(TrainedModule):
         feature_cache_bytes: int = 1 << 30,
         feature_cache_dir: str | None = None,
         feature_cache_disk_bytes: int = 1 << 40,
+        teacher: Teacher | list[Teacher] | None = None,
+        distillation: Distillation | None = None,
     ) -> None:
         if min(max_tokens_per_micro_batch, mini_batches_per_rollout, epochs_per_rollout) < 1:
             raise ValueError(
@@ -104,6 +111,8 @@ class PolicyModule(TrainedModule):
         """The one completions are sampled with; the rollout callback sets it."""
         self.mismatch_monitor: MismatchMonitor | None = None
         """Compares engine and trainer in every step; the rollout callback sets it."""
+        self.distiller = Distiller.of(teacher, distillation)
+        """What teachers add to the objective; None without any."""
         self.vision_encoder_trains = False
         """True if features need gradients; known once there are weights."""
         self.num_scoring_passes = 0
