@@ -236,7 +236,8 @@ class LongVideoReason(StreamedData):
     def _teacher_prompts(self, compute_dtype: str | None) -> TeacherPrompts | None:
         """What makes the prompts of the run's teachers, where they differ from the policy's."""
         module = None if self.trainer is None else self.trainer.lightning_module
-        teachers = getattr(module, "teacher_families", dict)()  # of a policy; other modules have none
+        distiller = getattr(module, "distiller", None)  # of a policy; other modules have none
+        teachers = [] if distiller is None else distiller.teachers
         if self.teacher_view is not None and not teachers:
             logger.warning("data.teacher_view does nothing in a run without model.teacher")
         return teacher_prompts(teachers, self.renderer, self.teacher_view, compute_dtype)
@@ -268,18 +269,18 @@ class LongVideoReason(StreamedData):
             writes_known=self.trainer is None or self.trainer.is_global_zero,
             writes=self._parallel().sp_group.rank == 0,
         )
+        render = replace(self.renderer)
+        if split != "train":  # nothing is taught
+            render = replace(render, blind_share=0.0, teacher=None)
         # Records that gave no row have negative indices, apart from those of rows.
         unusable = [UnusableSample(None, str(error), -1 - index, f"record {index}") for index, error in errors]
         if not self.renderer.blind:
             of_sources = zip(self.sources[split], self._sizes[split], strict=True)
             roots = [one_root for one, size in of_sources for one_root in [self._roots([one])] * size]
-            unusable += unusable_rows(rows, self.renderer, self.check_files, roots, skips.allowed)
+            unusable += unusable_rows(rows, render, self.check_files, roots, skips.allowed)
         skips.add_known(unusable)
-        self.renderer.try_options(rows)
-        render = replace(self.renderer)
-        if split != "train":  # nothing is taught
-            render = replace(render, blind_share=0.0, teacher=None)
-        elif self.teacher_view is not None:
+        render.try_options(rows)
+        if render.teacher is not None and self.teacher_view is not None:
             self.teacher_view.check_rows(rows, render.question_template)
             if self.teacher_view.subtitles is not None:
                 log_subtitles(split, rows, self.teacher_view.subtitles)

@@ -65,6 +65,9 @@ class Teacher(abc.ABC):
             task scores its group.
     """
 
+    family: CausalFamily | None = None
+    """Of its model, which renders what it reads (`Prompt.teacher`); None reads the policy's prompts."""
+
     def __init__(self, tasks: list[str] | None = None) -> None:
         if tasks is not None and not tasks:
             raise ValueError(f"{OPTION}.init_args.tasks must name a task, got none; null is all of them")

@@ -13,8 +13,9 @@ from typing import Any, Literal, Protocol
 import av
 import torch
 
+from longrl.datamodules.loading.shown_media import ordered_media, without_media
 from longrl.datamodules.loading.skips import CODE_ERRORS
-from longrl.datamodules.loading.traces import KnowsFeatures as KnowsFeatures, TraceRenderer, trace_media
+from longrl.datamodules.loading.traces import KnowsFeatures as KnowsFeatures, TraceRenderer
 from longrl.datamodules.media.audio import SAMPLING_RATE, FileSound, read_sound
 from longrl.datamodules.media.frame_lists import FRAME_LIST_SUFFIX
 from longrl.datamodules.media.images import read_image
@@ -23,7 +24,7 @@ from longrl.datamodules.media.sampling import VideoSampling, read_span
 from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames, open_video
 from longrl.datamodules.media.subtitles import Subtitles, subtitle_files, subtitle_text
 from longrl.datamodules.media.video import hold_frames
-from longrl.models.chat_tokens import MEDIA_TAG, break_token
+from longrl.models.chat_tokens import break_token
 from longrl.models.reading import RendersPrompts
 from longrl.packing.lengths import LengthLimit, length_problem
 from longrl.rewards.options import parse_options
@@ -413,38 +414,3 @@ def check_template(option: str, template: str, names: Collection[str]) -> None:
             f"data.{option} may name {', '.join(f'{{{name}}}' for name in names)}, got {{{unknown[0]}}} in "
             f"{template!r}; correct the name, or write it without braces"
         )
-
-
-def without_media(row: Row) -> Row:
-    """The row as a blind model is asked it. Which videos it had stays known, for their subtitles (`when_blind`)."""
-    metadata = {**row.metadata, "left_out_videos": [*row.videos]} if row.videos else row.metadata
-    problem = row.problem if row.messages else MEDIA_TAG.sub("", row.problem).strip()
-    messages = []
-    for message in row.messages:
-        texts = [part for part in message["content"] if part["type"] == "text"]
-        messages.append({**message, "content": texts})
-    blind = replace(row, videos=(), images=(), audios=(), reasoning=None, problem=problem, metadata=metadata)
-    return replace(blind, messages=tuple(messages), response=None, trace=())
-
-
-def files_of(row: Row) -> tuple[str, ...]:
-    """Paths of all media of a row."""
-    return (*row.images, *row.videos, *row.audios, *(path for _, path in trace_media(row)))
-
-
-def ordered_media(row: Row) -> list[tuple[MediaKind, str]]:
-    """Kind and path of each media item, in the order of the problem's tags; else images, videos, sounds.
-
-    Of a conversation in the order of its messages.
-    """
-    media: list[tuple[MediaKind, str]] = [("image", path) for path in row.images]
-    media += [("video", path) for path in row.videos]
-    media += [("audio", path) for path in row.audios]
-    tags = MEDIA_TAG.findall(row.problem)
-    if row.messages:
-        tags = [part["type"] for message in row.messages for part in message["content"] if part["type"] != "text"]
-    if sorted(tags) != sorted(kind for kind, _ in media):
-        return media  # no tags, or tags that the family will refuse
-    kinds = [kind for kind, _ in media]
-    nth = [tags[:i].count(tag) for i, tag in enumerate(tags)]
-    return [media[kinds.index(tag) + n] for tag, n in zip(tags, nth, strict=True)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
@@ -16,10 +16,6 @@ from longrl.models.reading import RendersPrompts
 from longrl.packing.lengths import LengthLimit
 from longrl.types import Continuation, Frames, Prompt, Row, UnusableSample
 
-logger = logging.getLogger(__name__)
-
-ANY_TASK = ""
-"""Of a teacher that rows of every task have, unless another is named for theirs."""
 TOLD = ("problem", "subtitles", "answer", "option", "reasoning")
 """What a teacher's question may name: the policy's may not name the last three."""
 HARMLESS = Row("harmless", "What is this?", "A", reasoning="It is grey.")
@@ -29,13 +25,13 @@ PROBED_SIDE = 280
 
 @dataclass(frozen=True)
 class TeacherView:
-    """How training rows are shown to the teacher where it differs from how the policy is shown them.
+    r"""How training rows are shown to the teacher where it differs from how the policy is shown them.
 
     None takes what the policy is shown by. Validation and test rows have no such view.
 
     Example:
         `data.teacher_view: {video: {fps: 2.0, max_frames: 512}}` is twice the frames of `data.video: {fps: 1.0, ...}`;
-        `question_template: "{problem}\\n\\nThe right answer is {answer}. Explain it."` makes a teacher of any model.
+        `question_template: "{problem}\n\nThe right answer is {answer}. Explain it."` makes a teacher of any model.
     """
 
     video: VideoSampling | None = None
@@ -80,40 +76,66 @@ class TeacherView:
             )
 
 
-@dataclass
+class TeachesRows(Protocol):
+    """A teacher as far as rows are concerned: `longrl.modules.teachers.Teacher`."""
+
+    @property
+    def family(self) -> RendersPrompts | None:
+        """Of its model; None reads the policy's prompts."""
+
+    @property
+    def tasks(self) -> Sequence[str] | None:
+        """Of the rows that it teaches; None is all."""
+
+
+@dataclass(frozen=True)
+class ShownTo:
+    """How rows are shown to one teacher. A renderer that is None leaves it the policy's own prompt."""
+
+    tasks: Sequence[str] | None
+    view: RowRenderer | None
+    plain: RowRenderer | None
+    """Of rows that the policy is shown blind: told more, a teacher would teach it to recite."""
+
+    def of_row(self, row: Row) -> RowRenderer | None:
+        """What renders a row."""
+        if self.view is not None and self.view.drops_media(row):
+            return self.plain
+        return self.view
+
+    def with_limits(self, limits: Sequence[LengthLimit]) -> ShownTo:
+        """See `RowRenderer.with_limits`."""
+        view, plain = (None if one is None else one.with_limits(limits) for one in (self.view, self.plain))
+        return replace(self, view=view, plain=plain)
+
+
+@dataclass(frozen=True)
 class TeacherPrompts:
     """Makes what a row's teacher reads: the part of a loader's worker that renders the row a second time.
 
     Args:
-        views: by task, or `ANY_TASK`; None for a teacher that reads the policy's own prompt.
-        plain: the same of rows that the policy is shown blind. Told more, a teacher would teach it to recite.
+        teachers: the first that teaches a row's task is its teacher.
     """
 
-    views: Mapping[str, RowRenderer | None]
-    plain: Mapping[str, RowRenderer | None]
+    teachers: Sequence[ShownTo]
 
     @property
     def families(self) -> list[RendersPrompts]:
-        """Those that render."""
-        return list({id(one.family): one.family for one in self._all()}.values())
-
-    def _all(self) -> list[RowRenderer]:
-        return [one for renderers in (self.views, self.plain) for one in renderers.values() if one is not None]
+        """Those that render, each once."""
+        return list({id(one.family): one.family for one in self._renderers()}.values())
 
     def __call__(self, row: Row, response: Continuation | None) -> Prompt | None:
         """The row's second prompt, None where its teacher reads the policy's or it has no teacher.
 
         Args:
             row: the record.
-            response: what is taught, behind which no room may be lacking; None where answers are sampled.
+            response: what is taught, for which there must be room; None where answers are sampled.
 
         Raises:
             UnusableSample: the teacher cannot be shown the row.
         """
-        task = row.task if row.task in self.views else ANY_TASK
-        renderer = self.views.get(task)
-        if renderer is not None and renderer.drops_media(row):
-            renderer = self.plain[task]
+        own = next((one for one in self.teachers if one.tasks is None or row.task in one.tasks), None)
+        renderer = None if own is None else own.of_row(row)
         if renderer is None:
             return None
         try:
@@ -125,37 +147,38 @@ class TeacherPrompts:
 
     def try_options(self, rows: Sequence[Row]) -> None:
         """See `RowRenderer.try_options`."""
-        for renderer in self._all():
+        for renderer in self._renderers():
             renderer.try_options(rows)
 
     def with_limits(self, limits: Sequence[LengthLimit]) -> TeacherPrompts:
-        """The same within limits of the update: nothing is sampled behind a teacher's prompt."""
+        """The same within those limits that the update sets: nothing is sampled behind a teacher's prompt."""
         of_update = [limit for limit in limits if limit.of_update]
+        return TeacherPrompts([one.with_limits(of_update) for one in self.teachers])
 
-        def limited(renderers: Mapping[str, RowRenderer | None]) -> dict[str, RowRenderer | None]:
-            return {task: None if one is None else one.with_limits(of_update) for task, one in renderers.items()}
-
-        return TeacherPrompts(limited(self.views), limited(self.plain))
+    def _renderers(self) -> list[RowRenderer]:
+        return [one for shown in self.teachers for one in (shown.view, shown.plain) if one is not None]
 
 
 def teacher_prompts(
-    teachers: Mapping[str, RendersPrompts], policy: RowRenderer, view: TeacherView | None, compute_dtype: str | None
+    teachers: Sequence[TeachesRows], policy: RowRenderer, view: TeacherView | None, compute_dtype: str | None
 ) -> TeacherPrompts | None:
     """What renders teachers' prompts; None where all read the policy's.
 
     Args:
-        teachers: family of each, by task or `ANY_TASK`.
+        teachers: of the run.
         policy: renders the policy's prompts of training rows.
         view: what teachers see instead.
         compute_dtype: of the run's forward passes; None is that of each family.
     """
-    views: dict[str, RowRenderer | None] = {}
-    plain: dict[str, RowRenderer | None] = {}
-    for task, family in teachers.items():
+    shown = []
+    for teacher in teachers:
+        family = policy.family if teacher.family is None else teacher.family
         is_alike = reads_alike(family, policy.family)
-        plain[task] = None if is_alike else _view_of(family, policy, TeacherView(), compute_dtype, is_alike)
-        views[task] = plain[task] if view is None else _view_of(family, policy, view, compute_dtype, is_alike)
-    return TeacherPrompts(views, plain) if any(views.values()) else None
+        plain = None if is_alike else _view_of(family, policy, TeacherView(), compute_dtype, is_alike)
+        own = plain if view is None else _view_of(family, policy, view, compute_dtype, is_alike)
+        shown.append(ShownTo(teacher.tasks, own, plain))
+    prompts = TeacherPrompts(shown)
+    return prompts if prompts.families else None
 
 
 def _view_of(
