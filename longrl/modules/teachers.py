@@ -101,4 +101,4 @@ class Teacher(abc.ABC):
 
     def close(self) -> None:
         """Lets go of what it holds beside weights, when training ends."""
-        return None
+        return
