@@ -476,6 +476,17 @@ class ExpertLoad(NamedTuple):
     """[] float64: those of them that the trainer's router would not have made."""
 
 
+class RowDistributions(NamedTuple):
+    """Of each scored row the distribution of its token, as hidden states or as the likeliest tokens."""
+
+    hidden: Tensor | None = None
+    """[rows, D] last hidden states."""
+    top_ids: Tensor | None = None
+    """[rows, k] int64."""
+    top_logp: Tensor | None = None
+    """[rows, k] float32."""
+
+
 class PolicyOutput(NamedTuple):
     """A policy's scores of the rows, [R] float32 each; in a tuple FSDP finds the tensors whose backward it awaits."""
 
@@ -483,6 +494,10 @@ class PolicyOutput(NamedTuple):
     entropy: Tensor  # without gradient, unless the forward pass was asked for it
     load: ExpertLoad | None = None
     """None of a model without experts."""
+    divergence: Tensor | None = None
+    """[R] distance to a teacher's distribution, with gradient; None unless the pass was given one."""
+    distributions: RowDistributions | None = None
+    """Of the rows that this rank scores (`SequenceParallel.share`); None unless the pass was asked for them."""
 
 
 @dataclass(frozen=True)

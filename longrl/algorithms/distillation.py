@@ -18,6 +18,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 
 Divergence = Literal["sampled", "reverse_kl", "forward_kl", "jensen_shannon"]
@@ -82,6 +85,50 @@ class Distillation:
         """True if a teacher's log-probability of the sampled token is not enough."""
         return self.divergence != "sampled"
 
+    def of_rows(self, policy: Tensor, teacher: Tensor) -> Tensor:
+        """[R] divergences, with a gradient of the policy's log-probabilities.
+
+        Args:
+            policy: [R, V] log q.
+            teacher: [R, V] log p of the same tokens.
+        """
+        if self.divergence == "reverse_kl":
+            return kl_divergence(policy, teacher)
+        if self.divergence == "forward_kl":
+            return kl_divergence(teacher, policy)
+        assert self.divergence == "jensen_shannon"
+        weighted = teacher + math.log(self.beta)
+        mixture = torch.logaddexp(weighted, policy + math.log1p(-self.beta))
+        from_teacher = kl_divergence(teacher, mixture)
+        from_policy = kl_divergence(policy, mixture)
+        return self.beta * from_teacher + (1 - self.beta) * from_policy
+
+    def of_samples(self, logp: Tensor, teacher_logp: Tensor) -> Tensor:
+        """[R] losses of sampled tokens: (log q - log p)^2 / 2, whose gradient is that of the reverse KL on average.
+
+        So it is for tokens that the policy itself has sampled (k2, http://joschu.net/blog/kl-approx.html); the estimate
+        log q - log p would have the gradient of log q alone, which is 0 on average.
+
+        Args:
+            logp: [R] of the policy, with gradient.
+            teacher_logp: [R].
+        """
+        return 0.5 * (logp - teacher_logp).square()
+
+    def token_rewards(self, old_logp: Tensor, teacher_logp: Tensor) -> Tensor:
+        """[N] coef * (log p - log q): on average over samples -coef * KL(q || p) of the token's own distribution."""
+        return self.coef * (teacher_logp - old_logp)
+
     def teacher_temperature(self, temperature: float) -> float:
         """The teacher's, where the policy samples with `temperature`; greedy counts as 1."""
         return self.temperature or temperature or 1.0
+
+
+def kl_divergence(first: Tensor, second: Tensor) -> Tensor:
+    """[R] KL(first || second) = sum of e^first (first - second).
+
+    Args:
+        first: [R, V] log-probabilities.
+        second: [R, V].
+    """
+    return (first.exp() * (first - second)).sum(-1)

@@ -154,6 +154,7 @@ def make_mini_batches(
     dp: Axis,
     old_logp: Tensor | None,
     ref_logp: Tensor | None,
+    token_rewards: Tensor | None = None,
 ) -> list[MiniBatch[PromptT, ScoredT]]:
     """The groups of a rollout with their advantages, in mini-batches; every rank of the run must call it.
 
@@ -164,6 +165,7 @@ def make_mini_batches(
         dp: ranks with other groups.
         old_logp: [N] log-probabilities before the update, or None where it is the first.
         ref_logp: [N] of the reference policy, or None without KL penalty.
+        token_rewards: [N] rewards of tokens for themselves alone, added to their advantages.
     """
     # 1. A completion with a score that is not finite is not valid: it enters no mean. The score becomes one without
     #    meaning, for 0 * nan would be nan.
@@ -188,6 +190,9 @@ def make_mini_batches(
         baseline=flat.baselines,
         all_reduce=dp.sum,
     )
+    if token_rewards is not None:
+        is_counted = valid.flatten().repeat_interleave(flat.lengths)  # [N]
+        advantages = advantages + token_rewards.where(is_counted, 0.0)
     # A function of the user's may give advantages that are not finite.
     in_loss = flat.in_loss.flatten()  # [C]
     kept = in_loss & has_scores & finite_completions(flat.lengths, advantages)

@@ -24,7 +24,7 @@ from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
 from longrl.models.lora import adapters_off
-from longrl.modules.distiller import Distiller
+from longrl.modules.distiller import DistilledLoss, Distiller, Teaching
 from longrl.modules.expert_load import ExpertLoads
 from longrl.modules.initial_weights import build_from
 from longrl.modules.mini_batches import FlatGroups, RolloutLoss, TokenLoss, flatten_groups, make_mini_batches
@@ -34,7 +34,7 @@ from longrl.modules.scoring import PackedScoring
 from longrl.modules.sft_loss import SFTLoss, response_targets
 from longrl.modules.skipped_steps import text_record
 from longrl.modules.step_statistics import StepSums, lowest_over_ranks
-from longrl.modules.teachers import Teacher
+from longrl.modules.teachers import Teacher, TeacherRun
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
 from longrl.packing.lengths import micro_batch_limit
 from longrl.packing.pack import Continuations, continuations
@@ -131,6 +131,8 @@ class PolicyModule(TrainedModule):
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if stage == "fit" and self.distiller is not None:
+            self.distiller.setup(self.family, self.algorithm, self.is_rl())
         if stage == "fit" and not self.is_rl():  # in RL the rollout callback knows how long completions may become
             limit = micro_batch_limit(self.max_tokens_per_micro_batch, self.parallel.degrees)
             data_module_of(self.trainer).limit_lengths([limit], ("train", "val"))
@@ -148,6 +150,19 @@ class PolicyModule(TrainedModule):
         self.features.parallel = self.parallel
         if self.features.disk:
             self.features.disk.check_encoder(self.model)
+
+    @override
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.distiller is not None:
+            limit = self.max_tokens_per_micro_batch
+            distillation = self.distiller.distillation
+            self.distiller.start(TeacherRun(self.family, distillation, self.parallel, limit, self.device))
+
+    @override
+    def teardown(self, stage: str) -> None:
+        if self.distiller is not None:
+            self.distiller.close()
 
     @override
     def on_train_start(self) -> None:
@@ -201,20 +216,30 @@ class PolicyModule(TrainedModule):
         old_logp = self._old_logp(flat, batch.features)  # [N]
         ref_logp = self._reference_logp(flat, batch.features)  # [N]
 
+        teaching = self._teaching([group.prompt for group in groups], [group.completions for group in groups])
+
         # 2. Advantages, and mini-batches of neighbouring groups.
+        token_rewards = None if teaching is None else teaching.token_rewards(old_logp)
         mini_batches = make_mini_batches(
-            flat, self.mini_batches_per_rollout, self.algorithm, self.parallel.dp, old_logp, ref_logp
+            flat, self.mini_batches_per_rollout, self.algorithm, self.parallel.dp, old_logp, ref_logp, token_rewards
         )
+        taught: Sequence[Teaching | None] = [None] * len(mini_batches)
+        if teaching is not None:
+            taught = teaching.parts([len(mini_batch.advantages) for mini_batch in mini_batches])
+            self.has_signal |= teaching.has_signal
 
         # 3. Updates. The weights of the first are those that sampled: there engine and trainer are compared.
         monitor = self.mismatch_monitor
         totals: Metrics = defaultdict(float)
         entropies: list[Tensor] = []
         loads = ExpertLoads()
-        for mini_batch in mini_batches * self.epochs_per_rollout:
+        in_order = [*zip(mini_batches, taught, strict=True)] * self.epochs_per_rollout
+        for mini_batch, said in in_order:
             prompts = [group.prompt for group in mini_batch.groups]
             completions = [group.completions for group in mini_batch.groups]
-            loss = RolloutLoss(self.algorithm, mini_batch, monitor, entropies)
+            loss: TokenLoss = RolloutLoss(self.algorithm, mini_batch, monitor, entropies)
+            if said is not None:
+                loss = DistilledLoss(loss, said, mini_batch.weights)
             metrics = self._update(prompts, completions, batch.features, loss, loads, monitor)
             monitor = None
             # Weights add up to less than one with Dr.GRPO's constant, or with masked completions.
@@ -225,6 +250,8 @@ class PolicyModule(TrainedModule):
         # 4. Metrics are means over the updates.
         num_updates = len(mini_batches) * self.epochs_per_rollout
         means = {name: total / num_updates for name, total in totals.items()}
+        if teaching is not None:
+            means = teaching.finish(means, self.parallel.dp)
         means["entropy_min"] = lowest_over_ranks(entropies, self.parallel.world)
         means |= self.watch_batches(mini_batches)
         means |= loads.metrics(self.parallel.world)
@@ -237,15 +264,27 @@ class PolicyModule(TrainedModule):
         responses = response_targets(batch)
         num_tokens = sum(response.num_sampled for (response,) in responses)
         all_tokens = self.parallel.dp.sum(torch.tensor(num_tokens, device=self.device))
-        loss = SFTLoss(int(all_tokens))
+        loss: TokenLoss = SFTLoss(int(all_tokens))
+        teaching = self._teaching(batch.prompts, responses)
+        if teaching is not None:
+            loss = teaching.beside_text(loss, int(all_tokens), len(responses))
         features: dict[str, Tensor] = {}
         if not self.vision_encoder_trains:
             features = self.features.get_or_encode(self.model, all_media(batch.prompts, responses))
         loads = ExpertLoads()
         metrics = self._update(batch.prompts, responses, features, loss, loads)
+        if teaching is not None:
+            metrics = teaching.finish(metrics, self.parallel.dp)
         if self.features.disk:
             self.log_dict(self.features.metrics(), batch_size=1)
         return metrics | loads.metrics(self.parallel.world)
+
+    def _teaching(self, prompts: Sequence[Prompt], completions: Continuations) -> Teaching | None:
+        """What teachers say of all sampled tokens, None without any. Every rank of the run must call it."""
+        if self.distiller is None:
+            return None
+        with self.phases("teacher"):
+            return self.distiller.score(prompts, completions, self.temperature, self.device)
 
     def _update(
         self,
@@ -269,7 +308,8 @@ class PolicyModule(TrainedModule):
         for packed in micro_batches:
             PULSE.beats += 1
             here = self.scoring.on_device(packed)
-            output: PolicyOutput = self.policy(here, features, self.temperature, sequence)
+            options = loss.forward_options(packed, here) if isinstance(loss, DistilledLoss) else {}
+            output: PolicyOutput = self.policy(here, features, self.temperature, sequence, **options)
             loads.add(output.load, counts=packed is not None)
             if packed is None:  # this rank only helps the others to gather weights and to sum gradients
                 self.manual_backward(output.logp.sum() * 0)
@@ -308,6 +348,8 @@ class PolicyModule(TrainedModule):
         dp = self.parallel.dp
         decoupled = self.algorithm.decoupled
         in_reward = self.algorithm.kl_coef > 0 and self.algorithm.kl_placement == "reward"
+        if self.distiller is not None and self.distiller.distillation.placement == "advantage":
+            in_reward = True
         num_stale = dp.max(0 if decoupled else flat.num_stale)
         if self.steps_per_rollout == 1 and not in_reward and not num_stale:
             return None

@@ -1,7 +1,6 @@
 """Teachers: whatever scores the tokens that a policy sampled, for the policy to become like it.
 
-Letters: P prompts of a call, N sampled tokens of all that follows them, completion after completion; V rows of a
-teacher's LM head, D its hidden size, k tokens that it finds likeliest.
+What a teacher says are `TeacherScores` (longrl/models/teacher_targets.py).
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from longrl.algorithms.distillation import Distillation
 from longrl.models.base import CausalFamily
+from longrl.models.teacher_targets import TeacherScores as TeacherScores
 from longrl.packing.pack import Continuations
 from longrl.strategies.parallel import Parallel
 from longrl.types import Prompt, Row
@@ -33,28 +32,6 @@ class TeacherRun:
     max_tokens_per_micro_batch: int
     device: torch.device
     """Of all tensors of `TeacherScores`."""
-
-
-@dataclass(frozen=True)
-class TeacherScores:
-    """What a teacher says of N sampled tokens, without gradient, on the run's device.
-
-    Its distributions, where the divergence needs them, are the `top_k` likeliest tokens, or hidden states and LM head.
-    All ranks of a sequence-parallel group have the same.
-    """
-
-    logp: Tensor
-    """[N] float32 log-probability of each sampled token, at the teacher's temperature."""
-    top_ids: Tensor | None = None
-    """[N, k] int64 ids of the likeliest tokens, all different, in any order."""
-    top_logp: Tensor | None = None
-    """[N, k] float32 log-probabilities of those, at the teacher's temperature, of the whole vocabulary."""
-    hidden: Tensor | None = None
-    """[N, D] last hidden states that predict the tokens."""
-    lm_head: Tensor | None = None
-    """[V, D]; fewer rows than the policy's head, or more, are padding."""
-    num_passes: float = 0.0
-    """Prompts that were read for it: P, if each was read once with all that follows it."""
 
 
 class Teacher(abc.ABC):
