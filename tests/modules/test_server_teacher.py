@@ -16,6 +16,7 @@ from longrl.engines import server_pool
 from longrl.engines.server import VLLMServerEngine
 from longrl.engines.server_pool import ServersLost
 from longrl.engines.server_scores import ServerScores, check_score_message
+from longrl.modules.local_teacher import LocalTeacher
 from longrl.modules.server_teacher import ServerTeacher, encoder_of, scored_request
 from longrl.modules.teachers import TeacherRun
 from longrl.packing.pack import continuations
@@ -75,6 +76,12 @@ def test_it_says_what_its_own_model_says_of_every_token(servers, asked):
     plain = plain_model(family.build(), family).double()
     wanted = separate_logps(plain, prompts, completions)
     torch.testing.assert_close(said.logp.double(), wanted, atol=1e-5, rtol=1e-5)
+    here = LocalTeacher(vl_family(freeze_vision_encoder=True))
+    here.start(TeacherRun(vl_family(), Distillation("reverse_kl", top_k=5), Parallel(), 1024, torch.device("cpu")))
+    same = here.score(prompts, completions, temperature=1.0)
+    torch.testing.assert_close(said.logp, same.logp, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(said.top_logp.sort(1).values, same.top_logp.sort(1).values, atol=1e-5, rtol=1e-5)
+    assert torch.equal(said.top_ids.sort(1).values, same.top_ids.sort(1).values)
     # The likeliest tokens: that of every sampled one among them, or less likely than all.
     assert said.top_ids.shape == said.top_logp.shape == (len(wanted), 5)
     assert all(len(set(ids)) == 5 for ids in said.top_ids.tolist())
@@ -210,7 +217,7 @@ class Cached:
 
 @pytest.mark.parametrize("whole_rows", [False, True])
 @pytest.mark.parametrize(
-    ("num_cached", "asked", "read"), [(0, [False], 1.0), (6, [False], 0.0), (7, [False, True], 1.0)]
+    ("num_cached", "asked", "read"), [(0, [False], 1.0), (6, [False], 1 / 7), (7, [False, True], 1.0)]
 )
 def test_a_cached_prompt_is_not_read_again_unless_the_cache_reaches_into_the_completion(
     num_cached, asked, read, whole_rows
