@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, Trainer
 
 from longrl.algorithms import Algorithm, token_mean
 from longrl.models.lora import LoRASettings
+from longrl.modules.local_teacher import LocalTeacher
 from longrl.modules.policy import all_media
 from longrl.strategies.mr_sp import MRSPStrategy
 from longrl.testing.sample_turns import random_turns
@@ -34,6 +35,7 @@ from tests.modules.test_policy import (
     with_targets,
     with_turns,
 )
+from tests.teachers import DISTILLATIONS, all_logits, teacher_logits, teacher_term, token_ids, told_more, wide_vl_family
 from tests.tiny import (
     answers_with_experts,
     assert_same_gradients,
@@ -123,6 +125,9 @@ class Case:
     """Completions are shown text and media between their turns."""
     cut: str | None = None
     """The objective on completions that several weights have drawn, of tests/modules/test_partial_rollouts.py."""
+    teacher: str | None = None
+    """How a wider model teaches, of tests/teachers.py, that reads other prompts for some groups."""
+    offload_teacher: bool = False
 
     def family(self):
         if self.vila_pool is not None:
@@ -144,9 +149,16 @@ class Case:
             return dataclasses.replace(test_partial_rollouts.objective(self.cut), token_weights=token_mean)
         return Algorithm(token_weights=token_mean, kl_coef=0.3 if self.kl else 0.0)
 
+    def distilled(self):
+        """Options of a policy."""
+        if self.teacher is None:
+            return {}
+        teacher = LocalTeacher(wide_vl_family(), offload=self.offload_teacher)
+        return {"teacher": teacher, "distillation": DISTILLATIONS[self.teacher]}
+
     def groups(self, shard=FULL_SHARD, pixels_left_out=False):
         family = self.family()
-        groups = sampled(family, PROMPTS[self.prompts](family, shard))
+        groups = sampled(family, self.rendered(shard))
         if self.cut:
             policy = policy_of(family)
             policy.configure_model()
@@ -162,6 +174,11 @@ class Case:
                     for one, two in zip(group.completions, experts, strict=True)
                 ]
         return groups
+
+    def rendered(self, shard=FULL_SHARD):
+        """The prompts, some with a teacher's view."""
+        prompts = PROMPTS[self.prompts](self.family(), shard)
+        return prompts if self.teacher is None else told_more(prompts, shard)
 
 
 def text_prompts(family, shard):
@@ -224,6 +241,7 @@ def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torc
         algorithm=case.algorithm(),
         max_tokens_per_micro_batch=case.budget,
         mini_batches_per_rollout=case.mini_batches,
+        **case.distilled(),
     )
     strategy = MRSPStrategy(case.sp, num_replicas=case.replicas, num_gather_chunks=case.chunks, timeout_s=600)
     seen = train(
@@ -240,7 +258,7 @@ def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torc
 def taught(case: Case, shard: FrameShard):
     """Prompts with their targets."""
     family = case.family()
-    prompts = with_targets(PROMPTS[case.prompts](family, shard))
+    prompts = with_targets(case.rendered(shard))
     if not case.turns:
         return prompts
     targets = random_turns(family, prompts, shard)
@@ -265,7 +283,9 @@ def by_hand(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     return of_one_process(dataclasses.replace(case, **plain))
 
 
-HOW = ("sp", "budget", "checkpointing", "chunks", "replicas", "offload", "mlp_chunk", "compiled")
+HOW = (
+    "sp", "budget", "checkpointing", "chunks", "replicas", "offload", "mlp_chunk", "compiled", "offload_teacher",
+)  # fmt: skip
 """Fields of a case that change neither loss nor gradients."""
 
 
@@ -297,6 +317,8 @@ def of_one_process(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
         loss, grads = test_partial_rollouts.gradients_by_hand(plain, None, groups, case.cut, token_mean=True)
     else:
         loss, grads = gradients_by_hand(plain, groups, weights="token_mean", **options)
+    if case.teacher:
+        loss, grads = with_teacher_by_hand(case, plain, loss)
     if case.freeze:
         grads = {name: grad for name, grad in grads.items() if not name.startswith(VISUAL)}
     if case.freeze_vision_encoder:
@@ -304,6 +326,27 @@ def of_one_process(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     if case.model.endswith("vision frozen"):
         grads = {name: grad for name, grad in grads.items() if not name.startswith("visual")}
     return loss, grads
+
+
+def with_teacher_by_hand(case: Case, plain, loss: float) -> tuple[float, dict[str, torch.Tensor]]:
+    """Adds the teacher's term, the mean over tokens, to a loss whose gradients the model has."""
+    distillation = DISTILLATIONS[case.teacher]
+    if case.sft:
+        prompts = taught(case, FULL_SHARD)
+        answers = [[prompt.response] for prompt in prompts]
+        loss *= distillation.sft_coef
+        for parameter in plain.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= distillation.sft_coef
+    else:
+        groups = case.groups()
+        prompts = [group.prompt for group in groups]
+        answers = answers_of(groups)
+    dense = teacher_logits(case.distilled()["teacher"], prompts, answers, distillation.temperature or 1.0)
+    losses = teacher_term(distillation, all_logits(plain, prompts, answers), dense, token_ids(answers))
+    term = distillation.coef * losses.mean()
+    term.backward()
+    return loss + term.item(), gradients(plain)
 
 
 def check(cases: list[Case], devices: int) -> list[Any]:
@@ -364,6 +407,27 @@ def test_text_is_shared():
     ]
     cases += [Case(model="qwen2.5 text", sp=sp, prompts="text", budget=57, cut=cut) for sp, cut in CUT]
     check(cases, 2)
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_a_teacher_teaches_the_same_on_any_grid(devices):
+    """Its distances over the whole vocabulary, over a part, and of samples; sharded, and offloaded; packed and not."""
+    grids = {
+        2: [
+            Case(sp=2, teacher="reverse", budget=60),
+            Case(sp=1, teacher="jensen", freeze=True, offload_teacher=True),
+            Case(sp=2, teacher="forward", sft=True, freeze=True),
+            Case(sp=2, teacher="top", freeze=True, turns=True, budget=200),
+            Case(sp=1, teacher="sampled", prompts="single", freeze=True),
+        ],
+        4: [
+            Case(sp="auto", teacher="reverse", freeze=True, budget=40),
+            Case(sp=2, teacher="top", sft=True, freeze=True, replicas=2),
+        ],
+    }
+    for rank in check(grids[devices], devices):
+        for metrics, _ in rank[1:]:
+            assert metrics["train/teacher_passes_per_group"] >= 1
 
 
 @proves("SP", "nvila", "longvila-r1")
