@@ -1,7 +1,7 @@
-"""Does a student learn from a teacher that sees more faster than from rewards? Accuracy and steps of both, side by side.
+"""Does a student learn faster from a teacher that sees more than from rewards? Accuracy and steps of both.
 
-The demo's student (1.3 million weights) is taught the think/answer form by the demo's SFT stage. From that checkpoint it
-goes on in two ways, with the same prompts per step and completions per prompt:
+The demo's student (1.3 million weights) is taught the think/answer form by the demo's SFT stage. From that checkpoint
+it goes on in two ways, with the same prompts per step and completions per prompt:
 
 - rl: the demo's GRPO on answers alone, all 130 steps.
 - distil: reverse KL to a teacher on the student's own answers, a third of these steps. The teacher is as large as the
@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     stages.fit("sft", "sft.yaml", f"--model.init_from={base}")
     stages.fit("teacher", "distil/teacher.yaml", f"--model.init_from={base}")
     stages.fit("rl", "grpo.yaml", f"--model.init_from={sft}")
-    stages.fit("distil", "distil/student.yaml", f"--model.init_from={sft}", f"--model.teacher.init_args.init_from={teacher}")
+    taught_by = f"--model.teacher.init_args.init_from={teacher}"
+    stages.fit("distil", "distil/student.yaml", f"--model.init_from={sft}", taught_by)
 
     before = [stages.test("sft"), stages.test("teacher", *MORE_FRAMES)]
     rows = [stages.test("rl"), stages.test("distil")]

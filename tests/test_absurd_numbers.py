@@ -18,6 +18,7 @@ from longrl.callbacks.watchdog import Watchdog
 from longrl.chat.endpoint import Budget, Decoding, Endpoint
 from longrl.commands.serve import ServerOptions
 from longrl.datamodules.loading.mixing import DataSource
+from longrl.datamodules.loading.teacher_view import TeacherView
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.opening import MediaLimits
 from longrl.datamodules.media.sampling import VideoSampling
@@ -49,6 +50,7 @@ from longrl.models.text import TextFamily
 from longrl.models.vila import VilaFamily
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.policy import PolicyModule
+from longrl.modules.server_teacher import ServerTeacher
 from longrl.pipeline import config as pipeline
 from longrl.planning.run_plan import PlanOptions
 from longrl.rewards.judge import Judge
@@ -71,6 +73,7 @@ CLASSES = [
     (Qwen3VLFamily, {"model": "m"}), (VilaFamily, {"model": "m"}), (MRSPStrategy, {}),
     (LongVideoReason, {"family": TEXT}), (VideoSampling, {}),
     (Subtitles, {}), (MediaLimits, {}), (DecodeLimits, {}),
+    (TeacherView, {}), (ServerTeacher, {"urls": "http://127.0.0.1:1", "family": TEXT}),
     (RolloutCallback, {"reward": REWARD}), (Watchdog, {}), (Checkpoint, {}), (Generations, {}), (TerminalView, {}),
     (EvaluationReport, {}), (HFEngine, {}), (VLLMEngine, {}), (VLLMServerEngine, {"urls": "http://127.0.0.1:1"}),
     (RewardTerm, {"function": "longrl.rewards.accuracy"}), (RewardSum, {"terms": REWARD.terms}),

@@ -57,6 +57,23 @@ def reference_memory(plan: Plan) -> float:
     return plan.weight_bytes * text + encoder + plan.gathered_bytes * plan.sizes.root_params
 
 
+def teacher_memory(plan: Plan) -> float:
+    """Shards of every teacher, its encoder in full, its root gathered twice, and what it said of N tokens.
+
+    The second root is the copy of its LM head that the update reads (`LocalTeacher._head`); beside it, features that it
+    keeps and [N, D] hidden states or [N, k] ids and log-probabilities, on every rank of a sequence-parallel group.
+    """
+    num_tokens = plan.prompts_per_batch * plan.num_generations * (plan.completion_tokens - plan.observed_tokens)
+    total = 0.0
+    for teacher in plan.teachers:
+        held = min(teacher.weight_bytes, plan.gathered_bytes)
+        said = 12 * plan.teacher_top_k if plan.teacher_top_k else held * teacher.hidden
+        total += 0.0 if teacher.offload else teacher.weight_bytes * teacher.text_params / plan.shards
+        total += held * (teacher.encoder_params + 2 * teacher.root_params)
+        total += teacher.feature_cache_bytes + num_tokens * said
+    return total
+
+
 def optimizer_memory(plan: Plan) -> float:
     """AdamW's two moments, in the precision of what trains or in 8 bits: 2 w / m; none with either offload."""
     if plan.optimizer_offload:
@@ -80,6 +97,7 @@ def standing_memory(plan: Plan) -> MemoryParts:
         "weights": weight_memory(plan) + adapter_memory(plan),
         "vision encoder": frozen_encoder_memory(plan),
         "reference": reference_memory(plan),
+        "teacher": teacher_memory(plan),
         "optimizer": optimizer_memory(plan),
         "features": features,
         "workspace": float(plan.workspace_bytes),

@@ -175,6 +175,34 @@ class VLLMShare:
     """`tensor_parallel_size`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TeacherShare:
+    """A teacher whose weights are on the trainer's devices."""
+
+    text_params: int
+    encoder_params: int
+    root_params: int
+    hidden: int
+    weight_bytes: int
+    offload: bool = False
+    """Its shards wait in host memory."""
+    feature_cache_bytes: int = 0
+
+    @classmethod
+    def from_family(cls, family: CausalFamily, offload: bool, feature_cache_bytes: int) -> TeacherShare:
+        """Counts the family's model on the meta device."""
+        sizes = ModelSizes.from_family(family)
+        return cls(
+            text_params=sizes.text_params,
+            encoder_params=sizes.encoder_params,
+            root_params=sizes.root_params,
+            hidden=sizes.hidden,
+            weight_bytes=getattr(torch, family.dtype).itemsize,
+            offload=offload,
+            feature_cache_bytes=feature_cache_bytes if sizes.encoder_params else 0,
+        )
+
+
 @dataclass(frozen=True)
 class Plan:
     """A run as the planner sees it; every prompt has the longest video and every completion its longest answer.
@@ -210,6 +238,10 @@ class Plan:
     """Size of a value of one of the optimizer's moments; None for that of what trains."""
     reference: bool = False
     """True if a reference policy is kept for the KL penalty."""
+    teachers: tuple[TeacherShare, ...] = ()
+    """Of `model.teacher`, those whose weights are here."""
+    teacher_top_k: int | None = None
+    """Numbers of a token that a teacher says; None where it says a hidden state."""
     fp32_lm_head: bool = False
     """`model.algorithm.fp32_lm_head`."""
     prompts_per_batch: int = 1

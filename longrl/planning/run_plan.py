@@ -23,6 +23,7 @@ from longrl.planning import flops, memory, shapes
 from longrl.planning.formulas import MemoryParts
 from longrl.planning.hardware import GIB, Hardware, find_hardware
 from longrl.planning.inputs import ModelSizes, Plan, VLLMShare, needed_budget
+from longrl.planning.teachers import teacher_notes, teacher_numbers, teacher_shares
 from longrl.strategies.mr_sp import MRSPStrategy, check_sizes, sp_group_size_of
 from longrl.types import Frames, Media, SamplingParams
 
@@ -156,7 +157,7 @@ def plan_run(run: PlannedRun, options: PlanOptions, command: str) -> PlanReport:
         peak_phase=estimate.peak_phase,
         fits=verdict.fits,
         verdict=verdict.text,
-        notes=[*notes, *head_notes(plan), *environment_notes(plan)],
+        notes=[*notes, *head_notes(plan), *environment_notes(plan), *teacher_notes(run.model.distiller)],
         operations=flops.step_flops(plan),
         times_s=flops.step_times(plan, machine, efficiency),
         largest_frames=memory.largest_frames(plan, machine.memory_bytes, with_frames) if with_frames else 0,
@@ -222,6 +223,8 @@ def plan_from_run(
         optimizer_offload=model.optimizer_settings.offload,
         moment_bytes=None if model.optimizer_settings.kind == "adamw" else MOMENT_BYTES,
         reference=is_rl and model.algorithm.kl_coef > 0,
+        teachers=teacher_shares(model.distiller),
+        teacher_top_k=teacher_numbers(model.distiller),
         fp32_lm_head=model.algorithm.fp32_lm_head,
         prompts_per_batch=data.prompts_per_batch,
         eval_prompts=data.eval_prompts_per_batch,
