@@ -362,6 +362,8 @@ class Group(Generic[PromptT, SampleT]):
     """Sampled by the weights of an earlier step, so its old log-probabilities are the sampler's."""
     in_loss: Tensor | None = None
     """[G] bool, of valid ones those in the loss: others count in their group's mean alone. None is all of them."""
+    part_weights: dict[str, float] | None = None
+    """name -> weight of a part in `rewards`; None where nobody says them."""
 
 
 @dataclass

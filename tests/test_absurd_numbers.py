@@ -8,7 +8,10 @@ import pytest
 from jsonargparse import ArgumentError, ArgumentParser
 
 from longrl.algorithms.algorithm import Algorithm
-from longrl.algorithms.losses import BoundedK3, Constant, DualClipped
+from longrl.algorithms.corrections import GeometricMask, OffPolicySequenceMask, TwoSidedMask
+from longrl.algorithms.distillation import Distillation
+from longrl.algorithms.losses import BoundedK3, Constant, DualClipped, SoftGated, StaleClipped
+from longrl.algorithms.sequence_surrogates import SequenceDualClipped
 from longrl.callbacks.checkpoint import Checkpoint
 from longrl.callbacks.evaluation import EvaluationReport
 from longrl.callbacks.generations import Generations
@@ -48,6 +51,7 @@ from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
 from longrl.models.vila import VilaFamily
+from longrl.modules.local_teacher import LocalTeacher
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.policy import PolicyModule
 from longrl.modules.server_teacher import ServerTeacher
@@ -68,7 +72,10 @@ CLASSES = [
     (pipeline.QuestionOptions, {}), (pipeline.ValidateOptions, {}), (pipeline.RewriteOptions, {}),
     (pipeline.FilterOptions, {}), (pipeline.ExportOptions, {}), (pipeline.PipelineConfig, {"videos": "v", "out": "o"}),
     (EMASettings, {}), (LoRASettings, {}), (Algorithm, {}), (DualClipped, {}), (BoundedK3, {}),
+    (SoftGated, {}), (SequenceDualClipped, {}), (StaleClipped, {"stale_low": 0.5, "stale_high": 1.0}),
+    (TwoSidedMask, {}), (GeometricMask, {}), (OffPolicySequenceMask, {"max_kl": 0.5}),
     (Constant, {"max_completion_tokens": 8}), (SamplingParams, {}), (OptimizerSettings, {}),
+    (Distillation, {}), (LocalTeacher, {"family": TEXT}),
     (PolicyModule, {"family": TEXT}), (TextFamily, {"model": "m"}), (Qwen2_5_VLFamily, {"model": "m"}),
     (Qwen3VLFamily, {"model": "m"}), (VilaFamily, {"model": "m"}), (MRSPStrategy, {}),
     (LongVideoReason, {"family": TEXT}), (VideoSampling, {}),
@@ -121,12 +128,14 @@ FilterOptions.num_samples blind_samples limit_s RewardSum.time_limit_s PictureGr
 warn_without_signal_after max_resample_rounds bypass_old_logp_below max_grad_norm warmup_steps lr weight_decay decay
 dropout top_k temperature noise_level kl_coef clip_low clip_high correction_cap max_mismatch max_mean_mismatch
 max_length_ratio max_similarity right_from eval_share sft_share blind_share max_blind_share max_missing_share
-max_failed_share max_skipped_share
+max_failed_share max_skipped_share TwoSidedMask.low GeometricMask.low stale_low stale_high max_kl Distillation.coef
+sft_coef
 """
 """Options that may be 0: none of it, switched off, or the least of a measure."""
 ENDLESS = """
 clip_low clip_high correction_cap advantage_limit bound limit max_grad_norm max_mismatch max_mean_mismatch
-bypass_old_logp_below limit_s silent_s every_n_minutes max_s max_decode_s
+bypass_old_logp_below limit_s silent_s every_n_minutes max_s max_decode_s TwoSidedMask.high GeometricMask.high
+stale_low stale_high
 """
 """Limits that may be infinite, which is none."""
 

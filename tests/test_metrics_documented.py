@@ -48,7 +48,7 @@ def rl(tmp_path, **family):
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory):
-    """Of a run whose encoder trains, of one with features on disk and tools, of SFT, and of a mixture of experts."""
+    """Of a run whose encoder trains, of one with features on disk, tools and a teacher, of SFT, and of a mixture."""
     folder = tmp_path_factory.mktemp("runs")
     trained = run(folder / "trained", rl(folder, freeze_vision_encoder=False))
     cached = rl(folder)
@@ -59,6 +59,12 @@ def names(tmp_path_factory):
         "make": "tests.environment_runs.Clips",
         "max_observed_tokens": 200,
         "num_workers": 1,
+    }
+    family = dict(cached["model"]["family"]["init_args"], init_seed=4)
+    of_teacher = {"class_path": cached["model"]["family"]["class_path"], "init_args": family}
+    cached["model"]["teacher"] = {
+        "class_path": "longrl.modules.local_teacher.LocalTeacher",
+        "init_args": {"family": of_teacher},
     }
     kept = run(folder / "cached", cached)
     sft = config("sft")
@@ -85,8 +91,9 @@ def test_what_a_name_depends_on_is_documented(names):
     of_cache = {name for name in documented() if "feature" in name}
     of_tools = {"rollout/turns", "rollout/observed_tokens", "throughput/media_shown_encoded"}
     of_tools |= {name for name in documented() if "tool" in name}
+    of_teacher = {name for name in documented() if "teacher" in name}
     of_encoder = {"train/grad_norm_vision_encoder", "train/grad_norm_projector"}
-    assert cached - trained == of_cache - {"throughput/feature_hit_rate"} | of_tools
+    assert cached - trained == of_cache - {"throughput/feature_hit_rate"} | of_tools | of_teacher
     assert trained - cached == of_encoder
     of_experts = {name for name in documented() if "expert" in name or "router" in name}
     assert experts - trained == of_experts

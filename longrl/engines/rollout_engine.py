@@ -371,15 +371,20 @@ def gather_groups(
     if sp_group.size == 1:
         return [group for _, group in local]
     # 1. All ranks get all shards. Prompts stay at home: every rank has them, and their media are large.
-    sent = [(shard, group.completions, group.rewards, group.reward_parts, group.valid) for shard, group in local]
+    sent = [
+        (shard, group.completions, group.rewards, group.reward_parts, group.valid, group.part_weights)
+        for shard, group in local
+    ]
     received = sp_group.gather_list(sent, num_chunks)
     received.sort(key=lambda item: (item[0].prompt, item[0].first))
     # 2. Shards of a prompt lie side by side now: a full group is all of them end to end.
     groups = []
     for index, prompt in enumerate(prompts):
         shards = [fields for shard, *fields in received if shard.prompt == index]
-        completions, rewards, reward_parts, valid = zip(*shards, strict=True)
+        completions, rewards, reward_parts, valid, part_weights = zip(*shards, strict=True)
         all_completions = list(itertools.chain.from_iterable(completions))
         parts = {name: torch.cat([part[name] for part in reward_parts]) for name in reward_parts[0]}
-        groups.append(Group(prompt, all_completions, torch.cat(rewards), parts, torch.cat(valid)))
+        group = Group(prompt, all_completions, torch.cat(rewards), parts, torch.cat(valid))
+        group.part_weights = part_weights[0]
+        groups.append(group)
     return groups

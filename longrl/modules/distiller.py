@@ -19,10 +19,11 @@ from longrl.algorithms.losses import k3
 from longrl.models.base import CausalFamily
 from longrl.models.teacher_targets import TeacherScores, TeacherSpan, TeacherTargets
 from longrl.modules.mini_batches import TokenLoss
+from longrl.modules.sft_loss import response_targets
 from longrl.modules.teachers import Teacher, TeacherRun
 from longrl.packing.pack import Continuations, continuations
 from longrl.strategies.axis import Axis
-from longrl.types import Metrics, Packed, PolicyOutput, Prompt, to_device
+from longrl.types import Batch, Metrics, Packed, PolicyOutput, Prompt, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +138,14 @@ class Distiller:
             taught=to_device(teacher_of_token != NO_TEACHER, device),
             num_groups=sum(one != NO_TEACHER for one in chosen),
         )
+
+    def score_batch(self, batch: Batch, temperature: float, device: torch.device) -> Teaching:
+        """The same of a batch: its groups, or the texts that it teaches."""
+        if batch.groups is None:
+            return self.score(batch.prompts, response_targets(batch), temperature, device)
+        prompts = [group.prompt for group in batch.groups]
+        completions = [group.completions for group in batch.groups]
+        return self.score(prompts, completions, temperature, device)
 
     def _teacher_of(self, prompt: Prompt) -> int:
         """The first that teaches the row."""

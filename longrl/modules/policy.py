@@ -30,11 +30,12 @@ from longrl.modules.initial_weights import build_from
 from longrl.modules.mini_batches import FlatGroups, RolloutLoss, TokenLoss, flatten_groups, make_mini_batches
 from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.optimizer import OptimizerSettings
-from longrl.modules.scoring import PackedScoring
+from longrl.modules.scoring import PackedScoring, TokenScores
 from longrl.modules.sft_loss import SFTLoss, response_targets
 from longrl.modules.skipped_steps import text_record
 from longrl.modules.step_statistics import StepSums, lowest_over_ranks
 from longrl.modules.teachers import Teacher, TeacherRun
+from longrl.modules.token_statistics import TokenStatistics, token_statistics
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
 from longrl.packing.lengths import micro_batch_limit
 from longrl.packing.pack import Continuations, continuations
@@ -113,6 +114,8 @@ class PolicyModule(TrainedModule):
         """Compares engine and trainer in every step; the rollout callback sets it."""
         self.distiller = Distiller.of(teacher, distillation)
         """What teachers add to the objective; None without any."""
+        self.teaching: Teaching | None = None
+        """What they say of the batch at hand."""
         self.vision_encoder_trains = False
         """True if features need gradients; known once there are weights."""
         self.num_scoring_passes = 0
@@ -201,6 +204,14 @@ class PolicyModule(TrainedModule):
     # -- steps ---------------------------------------------------------------------------------------------------
 
     @override
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """As of all policies, once teachers have scored what is learned."""
+        if self.distiller is not None:
+            with self.phases("teacher"):
+                self.teaching = self.distiller.score_batch(batch, self.temperature, self.device)
+        super().training_step(batch, batch_idx)
+
+    @override
     def update_policy(self, batch: Batch) -> Metrics:
         """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
         groups = batch.groups
@@ -213,15 +224,23 @@ class PolicyModule(TrainedModule):
 
         # 1. What the policies of before said of the tokens: the one that sampled, and the reference.
         flat = flatten_groups(groups, self.device, self.global_step, self.steps_per_rollout)
-        old_logp = self._old_logp(flat, batch.features)  # [N]
+        statistics = self._token_statistics(flat, batch.features)
+        old_logp = self._old_logp(flat, batch.features, statistics.logp)  # [N]
         ref_logp = self._reference_logp(flat, batch.features)  # [N]
 
-        teaching = self._teaching([group.prompt for group in groups], [group.completions for group in groups])
+        teaching = self.teaching
 
         # 2. Advantages, and mini-batches of neighbouring groups.
         token_rewards = None if teaching is None else teaching.token_rewards(old_logp)
         mini_batches = make_mini_batches(
-            flat, self.mini_batches_per_rollout, self.algorithm, self.parallel.dp, old_logp, ref_logp, token_rewards
+            flat,
+            self.mini_batches_per_rollout,
+            self.algorithm,
+            self.parallel.dp,
+            old_logp,
+            ref_logp,
+            statistics,
+            token_rewards,
         )
         taught: Sequence[Teaching | None] = [None] * len(mini_batches)
         if teaching is not None:
@@ -265,7 +284,7 @@ class PolicyModule(TrainedModule):
         num_tokens = sum(response.num_sampled for (response,) in responses)
         all_tokens = self.parallel.dp.sum(torch.tensor(num_tokens, device=self.device))
         loss: TokenLoss = SFTLoss(int(all_tokens))
-        teaching = self._teaching(batch.prompts, responses)
+        teaching = self.teaching
         if teaching is not None:
             loss = teaching.beside_text(loss, int(all_tokens), len(responses))
         features: dict[str, Tensor] = {}
@@ -278,13 +297,6 @@ class PolicyModule(TrainedModule):
         if self.features.disk:
             self.log_dict(self.features.metrics(), batch_size=1)
         return metrics | loads.metrics(self.parallel.world)
-
-    def _teaching(self, prompts: Sequence[Prompt], completions: Continuations) -> Teaching | None:
-        """What teachers say of all sampled tokens, None without any. Every rank of the run must call it."""
-        if self.distiller is None:
-            return None
-        with self.phases("teacher"):
-            return self.distiller.score(prompts, completions, self.temperature, self.device)
 
     def _update(
         self,
@@ -340,10 +352,22 @@ class PolicyModule(TrainedModule):
 
     # -- scores --------------------------------------------------------------------------------------------------
 
-    def _old_logp(self, flat: FlatGroups, features: Features) -> Tensor | None:
+    def _token_statistics(self, flat: FlatGroups, features: Features) -> TokenStatistics:
+        """What the objective reads of the tokens beside log-probabilities, for most nothing; `token_statistics`."""
+        prompts = [group.prompt for group in flat.groups]
+        completions = [group.completions for group in flat.groups]
+
+        def score(temperature: float) -> TokenScores:
+            self.num_scoring_passes += 1
+            return self.scoring.scores(self.policy, prompts, completions, features, temperature)
+
+        return token_statistics(self.algorithm, score, self.temperature)
+
+    def _old_logp(self, flat: FlatGroups, features: Features, scored: Tensor | None) -> Tensor | None:
         """[N] log-probabilities before the update, or None if they are those of the first and only update.
 
         Tokens of older weights have the sampler's, unless the objective is decoupled; so have all of a trusted engine.
+        `scored` [N] are the policy's, where it has been asked already.
         """
         dp = self.parallel.dp
         decoupled = self.algorithm.decoupled
@@ -362,10 +386,12 @@ class PolicyModule(TrainedModule):
                 is_trusted = self.mismatch_monitor.bypasses_old_logp
             if not num_unknown and (is_trusted or not num_on_policy):
                 return flat.sampler_logp
-        prompts = [group.prompt for group in flat.groups]
-        completions = [group.completions for group in flat.groups]
-        # By the experts that sampled, as in the update: their ratio is that of the weights alone (arXiv:2510.11370).
-        old_logp = self.score(self.policy, prompts, completions, features)  # [N]
+        old_logp = scored
+        if old_logp is None:
+            prompts = [group.prompt for group in flat.groups]
+            completions = [group.completions for group in flat.groups]
+            # By the experts that sampled, as in the update: the ratio is that of the weights alone (arXiv:2510.11370).
+            old_logp = self.score(self.policy, prompts, completions, features)  # [N]
         if decoupled:
             return old_logp
         return torch.where((flat.staleness == 0) | ~is_known, old_logp, flat.sampler_logp)

@@ -7,7 +7,20 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
 from longrl import algorithms
-from longrl.algorithms import Algorithm, BoundedK3, Constant, DualClipped, InOrder
+from longrl.algorithms import (
+    Algorithm,
+    BoundedK3,
+    Constant,
+    CorrectionProduct,
+    DualClipped,
+    GeometricMask,
+    InOrder,
+    OffPolicySequenceMask,
+    SequenceDualClipped,
+    SoftGated,
+    StaleClipped,
+    TwoSidedMask,
+)
 from longrl.types import SamplingParams
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "algorithm"
@@ -65,6 +78,54 @@ EXPECTED = {
         "kl": BoundedK3(10.0),
         "kl_coef": 0.01,
         "clip_high": 0.3,
+    },
+    "gdpo": {"advantage": algorithms.part_normalized},
+    "sapo": {"surrogate": SoftGated(1.0, 1.05)},
+    "gmpo": {"surrogate": algorithms.geometric_clipped, "clip_low": 0.4, "clip_high": 0.4},
+    "gspo_dual_clip": {"surrogate": SequenceDualClipped(3.0, 10.0), "clip_low": 3e-4, "clip_high": 4e-4},
+    "lite_ppo": {"advantage": algorithms.group_centered_global_std, "token_weights": algorithms.token_mean},
+    "dapo_top_entropy": {
+        "token_weights": algorithms.token_mean,
+        "select": algorithms.drop_uniform,
+        "clip_high": 0.28,
+        "top_entropy_share": 0.2,
+    },
+    "opo": {
+        "advantage": algorithms.length_centered,
+        "surrogate": algorithms.reinforce,
+        "clip_high": 1.0,
+        "token_weights": algorithms.token_mean,
+    },
+    "gpg": {
+        "advantage": algorithms.group_centered_rescaled,
+        "surrogate": algorithms.reinforce,
+        "clip_high": 1.0,
+        "token_weights": algorithms.token_mean,
+    },
+    "optimal_token_baseline": {
+        "advantage": algorithms.optimal_token_baseline,
+        "token_weights": algorithms.token_mean,
+    },
+    "icepop": {"correction": TwoSidedMask(0.5, 5.0)},
+    "deepseek_v32": {
+        "advantage": algorithms.group_centered,
+        "kl": algorithms.k3_unbiased,
+        "correction": OffPolicySequenceMask(0.5),
+    },
+    "grpo_decoupled": {
+        "token_weights": algorithms.token_mean,
+        "correction": algorithms.masked_token,
+        "correction_cap": 5.0,
+        "decoupled": True,
+    },
+    "grpo_stale_clip": {"surrogate": StaleClipped(0.5, 2.0, algorithms.clipped)},
+    "flow_grpo_gdpo": {
+        "advantage": algorithms.part_normalized,
+        "kl": algorithms.gaussian_mean_rate,
+        "kl_coef": 0.04,
+        "clip_low": 1e-4,
+        "clip_high": 1e-4,
+        "advantage_limit": 5.0,
     },
     "flow_grpo": {
         "kl": algorithms.gaussian_mean_rate,
@@ -159,6 +220,21 @@ def test_a_recipe_names_the_file_and_flags_change_single_values(tmp_path):
     )
 
 
+def test_corrections_are_multiplied_in_a_recipe_too(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    mask = "{class_path: longrl.algorithms.GeometricMask, init_args: {low: 0.98, high: 1.02}}"
+    recipe.write_text(f"""
+model:
+  algorithm:
+    correction:
+      class_path: longrl.algorithms.CorrectionProduct
+      init_args:
+        factors: [{mask}, longrl.algorithms.truncated_token]
+""")
+    product = CorrectionProduct([GeometricMask(0.98, 1.02), algorithms.truncated_token])
+    assert parse(f"--config={recipe}") == Algorithm(correction=product)
+
+
 def test_a_typo_is_an_error():
     with pytest.raises(ArgumentError, match="cliphigh"):
         parse(f"--model.algorithm={CONFIGS / 'grpo.yaml'}", "--model.algorithm.cliphigh=0.3")
@@ -192,10 +268,13 @@ def test_every_algorithm_prefers_the_better_completion(name):
         lengths,
         kl=algorithm.kl(old, old) if in_reward else None,
         baseline=torch.tensor([0.0]) if algorithm.greedy_baseline else None,
+        parts={"accuracy": rewards},
+        part_weights={"accuracy": torch.ones(1)},
+        gradient_norms=torch.ones(9),
     )
     weights = algorithm.token_weights(lengths, valid.flatten(), algorithms.single_rank)[index]
     ref = old if needs_ref and not in_reward else None
-    algorithm.loss(logp, old, ref, old, advantages, weights, index).loss.backward()
+    algorithm.loss(logp, old, ref, old, advantages, weights, index, None, old > 0).loss.backward()
     assert (logp.grad[:2] < 0).all()
     assert (logp.grad[2:5] > 0).all()
     assert (logp.grad[5:] == 0).all()

@@ -426,8 +426,9 @@ def test_a_teacher_teaches_the_same_on_any_grid(devices):
         ],
     }
     for rank in check(grids[devices], devices):
-        for metrics, _ in rank[1:]:
-            assert metrics["train/teacher_passes_per_group"] >= 1
+        for case, (metrics, _) in zip(grids[devices], rank, strict=True):
+            passes = metrics["train/teacher_passes_per_group"]
+            assert passes == 1 if case.budget == 10_000 else passes >= 1
 
 
 @proves("SP", "nvila", "longvila-r1")

@@ -1,0 +1,50 @@
+"""Advantages from the parts of a reward, each looked at on its own. Letters: P prompts, G completions of each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from longrl.algorithms.advantages import Outcomes
+from longrl.algorithms.needs import needs
+
+
+@needs(groups=True, reward_parts=True)
+def part_normalized(outcomes: Outcomes, eps: float = 1e-4) -> Tensor:
+    """GDPO, arXiv:2601.05242: every part of the reward is normalised on its own, and their sum over the batch. [P, G].
+
+        S = sum over parts k of w_k (r_k - mean(r_k)) / (std(r_k) + eps),    A = (S - mean(S)) / (std(S) + eps)
+
+    Parts are normalised in their group, S over the valid completions of all ranks. With the reward's sum normalised at
+    once, (right, badly written) and (wrong, well written) may be worth the same; here a part with little spread, as a
+    format that nearly all keep, counts as its weight says. Deviations are unbiased, and eps is that of the released
+    code and of TRL. A part that does not apply (NaN) counts 0 and enters no mean, as in TRL (the released code takes 0
+    for its value). mean(S) is 0 whatever the rewards, so that groups with equal parts get exact zeros. S is normalised
+    over completions, as in the paper, TRL and the released code for it; that for verl whitens over tokens.
+
+    Raises:
+        ValueError: the groups have no parts.
+    """
+    if not outcomes.parts and outcomes.rewards.numel():
+        raise ValueError(
+            "part_normalized needs the parts of the reward, and the groups have none; score them with "
+            "longrl.rewards.RewardSum, or set model.algorithm.advantage to longrl.algorithms.group_normalized"
+        )
+    total = torch.zeros_like(outcomes.returns)  # [P, G]
+    for name, values in outcomes.parts.items():
+        weight = outcomes.part_weights[name].double()[:, None]  # [P, 1]
+        total = total + weight * _normalized(values.double(), outcomes.valid, eps)
+    sums = torch.stack([outcomes.valid.double().sum(), total.square().sum()])
+    count, squares = outcomes.all_reduce(sums)
+    return total / ((squares / (count - 1).clamp(min=1)).sqrt() + eps)
+
+
+def _normalized(values: Tensor, valid: Tensor, eps: float) -> Tensor:
+    """[P, G] (values - mean) / (std + eps) of each group, over those that are valid and apply; 0 elsewhere."""
+    counted = valid & values.isfinite()
+    values = values.where(counted, 0.0)
+    number = counted.sum(1, keepdim=True)  # [P, 1]
+    mean = values.sum(1, keepdim=True) / number.clamp(min=1)
+    centered = (values - mean).where(counted, 0.0)
+    variance = centered.square().sum(1, keepdim=True) / (number - 1).clamp(min=1)
+    return centered / (variance.sqrt() + eps)
