@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from typing_extensions import override
@@ -22,25 +24,39 @@ from longrl.strategies.axis import Axis
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class ScoredGroup:
+    """Completions of one prompt that one server scores, for it keeps the prompt's keys and values."""
+
+    requests: Fields
+    """The prompt with each completion behind it."""
+    counts: Sequence[int]
+    """Tokens of each that are scored."""
+
+
 class PooledScores(PooledRollout):
-    """Requests for scores, answered in one go.
+    """Groups to be scored, answered in one go.
 
     Args:
         pool: of servers.
-        requests: prompts with what follows them.
-        counts: tokens of each that are scored.
+        groups: none of them empty.
         top_k: of the likeliest tokens.
     """
 
-    def __init__(self, pool: ServerPool, requests: Fields, counts: Sequence[int], top_k: int) -> None:
-        super().__init__(pool, OWN_WEIGHTS, requests, [{"n": 1}] * len(requests), [""] * len(requests))
-        self._counts = counts
+    def __init__(self, pool: ServerPool, groups: Sequence[ScoredGroup], top_k: int) -> None:
+        sizes: Fields = [{"n": len(group.counts)} for group in groups]
+        super().__init__(pool, OWN_WEIGHTS, [], sizes, [])
+        self._groups = groups
         self._top_k = top_k
 
     @override
     async def _send(self, client: ServerClient, part: Sequence[int], retries: int | None) -> list[Any]:
-        requests = [self._requests[index] for index in part]
-        return await client.score_async(requests, [self._counts[index] for index in part], self._top_k, retries)
+        chosen = [self._groups[index] for index in part]
+        requests = [request for group in chosen for request in group.requests]
+        counts = [count for group in chosen for count in group.counts]
+        sizes = [len(group.counts) for group in chosen]
+        scores = iter(await client.score_async(requests, counts, sizes, self._top_k, retries))
+        return [list(itertools.islice(scores, size)) for size in sizes]
 
 
 class ScoringServers:
@@ -107,13 +123,13 @@ class ScoringServers:
         network_loop().run(self.pool.adopt(found))
         network_loop().run(self.pool.watch())
 
-    def scores(self, requests: Fields, counts: Sequence[int], top_k: int) -> Fields:
-        """What the servers say of the last tokens of each request; see `server_scores`.
+    def scores(self, groups: Sequence[ScoredGroup], top_k: int) -> list[Fields]:
+        """What the servers say of the last tokens of each request of each group; see `server_scores`.
 
         Raises:
             ServersLost: no server is left.
         """
-        return PooledScores(self.pool, requests, counts, top_k).answers()
+        return PooledScores(self.pool, groups, top_k).answers()
 
     def close(self) -> None:
         """Closes connections; servers go on."""

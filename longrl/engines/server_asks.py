@@ -48,8 +48,8 @@ class PooledRollout:
         Raises:
             ServersLost: no server is left.
         """
-        network_loop().run(self._answer(range(len(self._requests))))
-        return [self._answers[index] for index in range(len(self._requests))]
+        network_loop().run(self._answer(range(len(self._params))))
+        return [self._answers[index] for index in range(len(self._params))]
 
     async def _answer(self, indices: Sequence[int]) -> None:
         parts = await self._pool.split(indices, [self._params[index]["n"] for index in indices])

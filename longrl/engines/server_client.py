@@ -207,20 +207,26 @@ class ServerClient:
         return found, completions
 
     async def score_async(
-        self, requests: Sequence[dict[str, Any]], counts: Sequence[int], top_k: int, retries: int | None = None
+        self,
+        requests: Sequence[dict[str, Any]],
+        counts: Sequence[int],
+        groups: Sequence[int],
+        top_k: int,
+        retries: int | None = None,
     ) -> list[dict[str, Any]]:
         """What a server of its own weights says of the last tokens of each request; see `server_scores`.
 
         Args:
             requests: prompts with what follows them; see `server_protocol`.
             counts: tokens of each that are scored.
+            groups: numbers of neighbouring requests with one prompt.
             top_k: of the likeliest tokens.
             retries: instead of the client's.
         """
         tensors: dict[str, Tensor] = {}
         text = await asyncio.to_thread(protocol.dump_requests, requests, tensors)
         message = {"version": protocol.OWN_WEIGHTS, "requests": text, "tensors": list(tensors)}
-        message |= {"counts": list(counts), "top_k": top_k}
+        message |= {"counts": list(counts), "groups": list(groups), "top_k": top_k}
         answer = await self._ask_with(message, tensors, "/score", retries)
         scores = answer.get("scores")
         lengths = [len(each["logprobs"]) for each in scores] if isinstance(scores, list) else None

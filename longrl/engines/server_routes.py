@@ -168,8 +168,8 @@ class RolloutRoutes:
             return read
         message, requests = read
         try:
-            pairs = list(zip(requests, message["counts"], strict=True))
-            scores = await asyncio.gather(*[self._scores.score(*pair, message["top_k"]) for pair in pairs])
+            asked = (message["counts"], message["groups"], message["top_k"])
+            scores = await self._scores.score(requests, *asked)
         except ValueError as error:
             return _refusal(400, str(error))
         return _reply({"version": self._version, "scores": scores})

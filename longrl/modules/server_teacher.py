@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from longrl.algorithms.distillation import Distillation
-from longrl.engines.scoring_servers import ScoringServers
+from longrl.engines.scoring_servers import ScoredGroup, ScoringServers
 from longrl.engines.server_scores import MAX_TOP
 from longrl.engines.vllm_options import Fields
 from longrl.engines.vllm_turns import request_of
@@ -114,15 +114,16 @@ class ServerTeacher(Teacher):
         read = [prompt.teacher or prompt for prompt in prompts]
         groups = continuations(completions)
         features = self._encode(read, groups)
-        pairs = [(prompt, one) for prompt, group in zip(read, groups, strict=True) for one in group]
-
         # The ranks of a sequence-parallel group have the same prompts: each asks about its part.
         world, sp_group = self._run.parallel.world, self._run.parallel.sp_group
+        asked = [(prompt, group) for prompt, group in zip(read, groups, strict=True) if group]
         with world.raise_on_any_rank():
-            mine = self._ask(pairs[sp_group.rank :: sp_group.size], features)
+            mine = self._ask(asked[sp_group.rank :: sp_group.size], features)
         by_rank = sp_group.gather(mine)
-        answers = [by_rank[index % sp_group.size][index // sp_group.size] for index in range(len(pairs))]
-        return self._scores(pairs, answers)
+        answers = [by_rank[index % sp_group.size][index // sp_group.size] for index in range(len(asked))]
+        return self._scores(
+            [one for _, group in asked for one in group], [said for of_group in answers for said in of_group]
+        )
 
     def _encode(self, prompts: Sequence[Prompt], groups: Continuations) -> Features:
         """Features of all media by the teacher's encoder, which is built when the first comes."""
@@ -133,25 +134,27 @@ class ServerTeacher(Teacher):
             self._encoder = encoder_of(self.family, self._run.device)
         return self._features.get_or_encode(self._encoder, has_media)
 
-    def _ask(self, pairs: Sequence[tuple[Prompt, Continuation]], features: Features) -> Fields:
-        """The servers' answers about some completions."""
-        longest = max((len(prompt.input_ids) + len(one.token_ids) for prompt, one in pairs), default=0)
-        if longest + 1 > self.servers.max_model_len:  # vLLM samples a token behind them
-            raise ValueError(
-                f"a teacher's prompt and its completion have {longest} tokens, but its server takes "
-                f"--max_model_len={self.servers.max_model_len} with one behind them; raise that to {longest + 1}, or "
-                "lower data.teacher_view.max_prompt_tokens"
-            )
-        requests = [scored_request(self.family, prompt, one, features) for prompt, one in pairs]
-        counts = [len(one.token_ids) for _, one in pairs]
-        return self.servers.scores(requests, counts, self._run.distillation.top_k or 0) if pairs else []
+    def _ask(self, asked: Sequence[tuple[Prompt, Sequence[Continuation]]], features: Features) -> list[Fields]:
+        """The servers' answers about some prompts' completions."""
+        groups = []
+        for prompt, group in asked:
+            longest = len(prompt.input_ids) + max(len(one.token_ids) for one in group)
+            if longest + 1 > self.servers.max_model_len:  # vLLM samples a token behind them
+                raise ValueError(
+                    f"a teacher's prompt and its completion have {longest} tokens, but its server takes "
+                    f"--max_model_len={self.servers.max_model_len} with one behind them; raise that to {longest + 1}, "
+                    "or lower data.teacher_view.max_prompt_tokens"
+                )
+            requests = [scored_request(self.family, prompt, one, features) for one in group]
+            groups.append(ScoredGroup(requests, [len(one.token_ids) for one in group]))
+        return self.servers.scores(groups, self._run.distillation.top_k or 0) if groups else []
 
-    def _scores(self, pairs: Sequence[tuple[Prompt, Continuation]], answers: Fields) -> TeacherScores:
+    def _scores(self, scored: Sequence[Continuation], answers: Fields) -> TeacherScores:
         """What was said of sampled tokens, on the run's device."""
         device = self._run.device
         top_k = self._run.distillation.top_k
         logps, ids, top = [torch.zeros(0)], [torch.zeros(0, top_k or 0, dtype=torch.int64)], []
-        for (_, one), answer in zip(pairs, answers, strict=True):
+        for one, answer in zip(scored, answers, strict=True):
             kept = slice(None) if one.sampled is None else one.sampled
             logps.append(torch.tensor(answer["logprobs"])[kept])
             if top_k is not None:

@@ -215,6 +215,13 @@ class Cached:
         yield SimpleNamespace(prompt_token_ids=ids, prompt_logprobs=rows, num_cached_tokens=cached)
 
 
+def said_of(engine, completions, prompt=7):
+    """What is said of the completions of one prompt of so many tokens."""
+    requests = [{"prompt_token_ids": [*range(10, 10 + prompt), *tokens]} for tokens in completions]
+    scores = ServerScores(engine, None, lambda params: params)
+    return asyncio.run(scores.score(requests, [len(one) for one in completions], [len(completions)], top_k=1))
+
+
 @pytest.mark.parametrize("whole_rows", [False, True])
 @pytest.mark.parametrize(
     ("num_cached", "asked", "read"), [(0, [False], 1.0), (6, [False], 1 / 7), (7, [False, True], 1.0)]
@@ -223,12 +230,32 @@ def test_a_cached_prompt_is_not_read_again_unless_the_cache_reaches_into_the_com
     num_cached, asked, read, whole_rows
 ):
     engine = Cached(num_cached, whole_rows)
-    scores = ServerScores(engine, None, lambda params: params)
-    said = asyncio.run(scores.score({"prompt_token_ids": list(range(10, 20))}, count=3, top_k=1))
+    (said,) = said_of(engine, [[17, 18, 19]])
     assert said["logprobs"] == [-0.7, -0.8, -0.9]
     assert said["top_ids"] == [[99]] * 3
     assert engine.asked == asked
     assert said["read"] == pytest.approx(read)
+
+
+@pytest.mark.parametrize("whole_rows", [False, True])
+def test_rows_that_another_completion_has_brought_into_the_cache_are_that_ones(whole_rows):
+    """The first request reads all; the second has 9 tokens in the cache, two of its completion, the third 8.
+
+    The token behind those is the second's own: it is among the likeliest there. The third's is not, and is read again.
+    """
+
+    class Growing(Cached):
+        async def generate(self, request, sampling, name):
+            self.num_cached = {17: 0, 18: 9, 19: 8}[request["prompt_token_ids"][-1]]
+            async for output in super().generate(request, sampling, name):
+                yield output
+
+    engine = Growing(0, whole_rows)
+    first, second, third = said_of(engine, [[1, 2, 3, 17], [1, 2, 99, 18], [1, 5, 6, 19]])
+    assert first["logprobs"] == third["logprobs"] == [-0.7, -0.8, -0.9, -1.0]
+    assert second["logprobs"] == [-0.7, -0.8, -0.01, -1.0]
+    assert engine.asked == [False, False, False, True]
+    assert [first["read"], second["read"], third["read"]] == [1.0, 0.0, 1.0]
 
 
 def test_a_prompt_without_log_probabilities_is_refused():
@@ -237,14 +264,23 @@ def test_a_prompt_without_log_probabilities_is_refused():
             yield SimpleNamespace(prompt_token_ids=None, prompt_logprobs=None, num_cached_tokens=0)
 
     with pytest.raises(ValueError, match="of prompts with embeddings it has none"):
-        asyncio.run(ServerScores(Nothing(0, True), None, dict).score({}, count=3, top_k=1))
+        asyncio.run(ServerScores(Nothing(0, True), None, dict).score([{}], [3], [1], top_k=1))
 
 
 @pytest.mark.parametrize(
-    "change", [{"top_k": -1}, {"top_k": 1 << 20}, {"counts": [0]}, {"counts": [True]}, {"tensors": ["x"]}, {"more": 1}]
+    "change",
+    [
+        {"top_k": -1},
+        {"top_k": 1 << 20},
+        {"counts": [0]},
+        {"counts": [True]},
+        {"groups": [2]},
+        {"tensors": ["x"]},
+        {"more": 1},
+    ],
 )
 def test_messages_that_mean_nothing_are_refused(change):
-    message = {"version": "own", "requests": "[]", "tensors": [], "counts": [3], "top_k": 4}
+    message = {"version": "own", "requests": "[]", "tensors": [], "counts": [3], "groups": [1], "top_k": 4}
     check_score_message(message)
     with pytest.raises(ValueError, match="message"):
         check_score_message(message | change)
