@@ -15,10 +15,12 @@ from jsonargparse import ArgumentParser
 
 from longrl import algorithms, rewards
 from longrl.algorithms import Algorithm, Constant
+from longrl.callbacks.frame_order import check_frame_order
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.commands.diffusion import DiffusionCLI
 from longrl.commands.evaluate import parse_evaluation
 from longrl.commands.trainer import LongRLCLI
+from longrl.datamodules.loading.curriculum import Curriculum
 from longrl.datamodules.loading.mixing import DataSource
 from longrl.datamodules.longvideo_reason import DEFAULT_ROW_FUNCTION
 from longrl.diffusion.diffusion_family import DiffusionFamily
@@ -53,7 +55,9 @@ pytestmark = [
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.rglob("*.y*ml"))
-FLOW = sorted([*CONFIGS.glob("*_flow_grpo.yaml"), *CONFIGS.glob("demo/flow/*.yaml")])
+FLOW = sorted(
+    [*CONFIGS.glob("*_flow_grpo.yaml"), *CONFIGS.glob("*_diffusion_*.yaml"), *CONFIGS.glob("demo/flow/*.yaml")]
+)
 """Recipes and demos of pictures and videos: tests/diffusion/test_flow_configs.py."""
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path not in FLOW)
 DEMO = sorted(
@@ -62,14 +66,17 @@ DEMO = sorted(
     for path in CONFIGS.glob(f"{folder}/*.yaml")
 )
 EVALUATIONS = sorted(CONFIGS.glob("eval/*.yaml"))
-KINDS = ("algorithm", "async", "data", "environment", "family", "policy", "reward", "rollout", "trainer")
+KINDS = (
+    "algorithm", "async", "curriculum", "data", "environment", "family", "policy", "reward", "rollout", "signals",
+    "trainer",
+)  # fmt: skip
 PIECES = {kind: sorted(CONFIGS.glob(f"{kind}/*.yaml")) for kind in KINDS}
 FLOW_FAMILIES = [path for path in PIECES["family"] if path.stem.startswith(("sd3", "wan"))]
 PROMPT_FILES = [path for path in PIECES["data"] if path.stem in ("geneval", "ocr_prompts", "prompts")]
 """Data pieces of `PromptFiles`; the others are of `LongVideoReason`."""
 TYPES = {
-    "algorithm": Algorithm, "environment": EnvironmentSettings, "family": CausalFamily, "reward": RewardSum,
-    "rollout": RolloutEngine,
+    "algorithm": Algorithm, "curriculum": Curriculum, "environment": EnvironmentSettings, "family": CausalFamily,
+    "reward": RewardSum, "rollout": RolloutEngine,
 }  # fmt: skip
 """Of the pieces that are values; the others are groups of options."""
 ON_CPU = f"--trainer={CONFIGS / 'trainer' / 'cpu.yaml'}"
@@ -243,6 +250,19 @@ def test_servers_lie_over_a_recipe_whose_objective_takes_old_tokens(path):
     assert type(rollout.engine) is VLLMServerEngine
     assert rollout.max_staleness == 2
     model.algorithm.validate(rollout.sampling, model.mini_batches_per_rollout, max_staleness=2)
+
+
+@files(PIECES["signals"])
+def test_a_signal_lies_over_a_recipe_that_can_have_it(path):
+    cli = built("--config", VIDEO, "--config", path, ON_CPU, BY_TRAINER)
+    rollout, model = rollouts(cli), cli.model
+    model.algorithm.validate(rollout.sampling, model.mini_batches_per_rollout)
+    check_frame_order(rollout.frame_order, model, rollout.reward, rollout.max_staleness, has_turns=False)
+    assert (rollout.frame_order is not None) == (path.stem == "t_grpo")
+    assert (model.consistency is not None) == (path.stem == "grpo_care")
+    assert model.rollouts_need_reference == (model.consistency is not None or model.algorithm.kl_coef > 0)
+    assert ("first_answer" in rollout.reward.names) == (path.stem == "answer_twice")
+    assert ("again" in cli.datamodule.renderer.question_template) == (path.stem == "answer_twice")
 
 
 # ---- recipes and the demo ----

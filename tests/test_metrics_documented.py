@@ -12,6 +12,14 @@ NOT_HERE = {"throughput/mfu", "train/grad_norm_lm_head"}
 NOT_HERE |= {f"rollout/{name}" for name in ("staleness_mean", "staleness_max", "staleness_share_D", "cut_share")}
 NOT_HERE |= {"train/mismatch_mean_staleness_D"}  # of rollouts beside the updates
 NOT_HERE |= {"rollout/repeated", "rollout/servers_lost"}  # of servers
+NOT_HERE |= {
+    "data/weight_SOURCE",
+    "data/progress_SOURCE",
+    "data/num_frames",
+}  # of mixes, and of a fixed number of frames
+
+
+NAME = re.compile(r"`((?:train|reward|rollout|data|time|memory|throughput)/\w+)`")
 
 
 def documented() -> set[str]:
@@ -19,7 +27,9 @@ def documented() -> set[str]:
     names: set[str] = set()
     for line in (ROOT / "docs" / "metrics.md").read_text().splitlines():
         if line.startswith("| `") and "/" in line.split("|")[1]:
-            names |= set(re.findall(r"`((?:train|reward|rollout|time|memory|throughput)/\w+)`", line.split("|")[1]))
+            names |= set(
+                re.findall(r"`((?:train|reward|rollout|data|time|memory|throughput)/\w+)`", line.split("|")[1])
+            )
     return names
 
 
@@ -50,7 +60,10 @@ def rl(tmp_path, **family):
 def names(tmp_path_factory):
     """Of a run whose encoder trains, of one with features on disk, tools and a teacher, of SFT, and of a mixture."""
     folder = tmp_path_factory.mktemp("runs")
-    trained = run(folder / "trained", rl(folder, freeze_vision_encoder=False))
+    signals = rl(folder, freeze_vision_encoder=False)
+    signals["rollout"]["frame_order"] = {"bonus": 0.3}
+    signals["model"]["consistency"] = {"bonus": 0.5}
+    trained = run(folder / "trained", signals)
     cached = rl(folder)
     cached["model"]["feature_cache_dir"] = str(folder / "features")
     cached["model"]["max_tokens_per_micro_batch"] = 4000
@@ -66,6 +79,11 @@ def names(tmp_path_factory):
         "class_path": "longrl.modules.local_teacher.LocalTeacher",
         "init_args": {"family": of_teacher},
     }
+    cached["data"]["curriculum"] = {
+        "pass_rates": {"low": 0.1},
+        "video": {"max_frames": {"steps": [0], "values": [8]}, "fps": {"steps": [0], "values": [1.0]}},
+    }
+    cached["rollout"]["length_schedule"] = {"steps": [0], "values": [5]}
     kept = run(folder / "cached", cached)
     sft = config("sft")
     sft["trainer"] |= {"max_steps": 1}
@@ -92,6 +110,7 @@ def test_what_a_name_depends_on_is_documented(names):
     of_tools = {"rollout/turns", "rollout/observed_tokens", "throughput/media_shown_encoded"}
     of_tools |= {name for name in documented() if "tool" in name}
     of_teacher = {name for name in documented() if "teacher" in name}
+    of_tools |= {name for name in documented() - NOT_HERE if name.startswith("data/")}
     of_encoder = {"train/grad_norm_vision_encoder", "train/grad_norm_projector"}
     assert cached - trained == of_cache - {"throughput/feature_hit_rate"} | of_tools | of_teacher
     assert trained - cached == of_encoder

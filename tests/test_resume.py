@@ -57,6 +57,7 @@ def dapo(**trainer):
         "class_path": "longrl.modules.local_teacher.LocalTeacher",
         "init_args": {"family": of_teacher},
     }
+    values["model"]["distillation"] = {"coef": 0.01}
     values["data"] |= {"val": str(videos() / "eval.jsonl"), "prompts_per_batch": 4}
     values["checkpoint"] = {"every_n_train_steps": 4}
     return values

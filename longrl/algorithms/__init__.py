@@ -3,8 +3,9 @@
 A file for each question: advantages (groups and completions: which train, and what was one worth? also reward_parts and
 optimal_baselines), losses (tokens: what does one add to the loss, and how much does it count? sequence_surrogates looks
 at completions), corrections (did the engine that sampled a token agree with the trainer?), top_entropy (which tokens
-learn?), algorithm (the record of one function per question). What a function needs of a run is said by the function,
-needs, and checked before weights are loaded, checks. docs/algorithms.md has a table of all.
+learn?), distillation (how far is a teacher?), preferences (which answer of a pair is better?), algorithm (the record of
+one function per question). What a function needs of a run is said by the function, needs, and checked before weights
+are loaded, checks. docs/algorithms.md has a table of all.
 """
 
 from longrl.algorithms.advantages import (
@@ -69,6 +70,15 @@ from longrl.algorithms.needs import Needs as Needs, needs as needs
 from longrl.algorithms.optimal_baselines import (
     length_centered as length_centered,
     optimal_token_baseline as optimal_token_baseline,
+)
+from longrl.algorithms.preferences import (
+    PairScores as PairScores,
+    Preference as Preference,
+    SimPO as SimPO,
+    SmoothedDPO as SmoothedDPO,
+    dpo as dpo,
+    ipo as ipo,
+    length_normalized_dpo as length_normalized_dpo,
 )
 from longrl.algorithms.reward_parts import part_normalized as part_normalized
 from longrl.algorithms.sequence_surrogates import (

@@ -13,6 +13,7 @@ rewards are float32, so the mean of equal rewards is exactly that reward.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -206,11 +207,13 @@ def group_centered_rescaled(outcomes: Outcomes) -> Tensor:
     without a signal then do not make the step smaller. (verl divides by the number of completions whose reward is not
     0, which is another one: wrong answers beside right ones have a gradient.)
     """
-    centered = group_centered(outcomes)
-    with_signal = outcomes.valid & (centered != 0).any(1, keepdim=True)  # [P, G]
-    counts = torch.stack([outcomes.valid.double().sum(), with_signal.double().sum()])
+    valid = outcomes.valid
+    lowest = outcomes.returns.where(valid, math.inf).amin(1, keepdim=True)  # [P, 1]
+    highest = outcomes.returns.where(valid, -math.inf).amax(1, keepdim=True)
+    with_signal = valid & (highest > lowest)  # [P, G]
+    counts = torch.stack([valid.double().sum(), with_signal.double().sum()])
     count, num_with_signal = outcomes.all_reduce(counts)
-    return centered * count / num_with_signal.clamp(min=1)
+    return group_centered(outcomes) * count / num_with_signal.clamp(min=1)
 
 
 @needs(groups=True)

@@ -8,6 +8,9 @@ from torch import Tensor
 from longrl.algorithms.advantages import Outcomes
 from longrl.algorithms.needs import needs
 
+ROUNDING = 1e-4
+"""Of rewards, which are float32 sums."""
+
 
 @needs(groups=True, reward_parts=True)
 def part_normalized(outcomes: Outcomes, eps: float = 1e-4) -> Tensor:
@@ -23,19 +26,26 @@ def part_normalized(outcomes: Outcomes, eps: float = 1e-4) -> Tensor:
     over completions, as in the paper, TRL and the released code for it; that for verl whitens over tokens.
 
     Raises:
-        ValueError: the groups have no parts.
+        ValueError: the reward is not the weighted sum of its parts.
     """
-    if not outcomes.parts and outcomes.rewards.numel():
-        raise ValueError(
-            "part_normalized needs the parts of the reward, and the groups have none; score them with "
-            "longrl.rewards.RewardSum, or set model.algorithm.advantage to longrl.algorithms.group_normalized"
-        )
+    valid = outcomes.valid
     total = torch.zeros_like(outcomes.returns)  # [P, G]
+    rest = outcomes.returns  # [P, G] of the reward, what is in no part
     for name, values in outcomes.parts.items():
         weight = outcomes.part_weights[name].double()[:, None]  # [P, 1]
-        total = total + weight * _normalized(values.double(), outcomes.valid, eps)
-    sums = torch.stack([outcomes.valid.double().sum(), total.square().sum()])
-    count, squares = outcomes.all_reduce(sums)
+        total = total + weight * _normalized(values.double(), valid, eps)
+        rest = rest - weight * values.double().nan_to_num(nan=0.0)
+    is_known = rest.abs() <= ROUNDING * (1 + outcomes.returns.abs())
+    num_unknown = (valid & ~is_known).double().sum()
+    count, squares, unknown = outcomes.all_reduce(
+        torch.stack([valid.double().sum(), total.square().sum(), num_unknown])
+    )
+    if unknown:
+        raise ValueError(
+            f"part_normalized looks at each part of the reward, and the rewards of {int(unknown)} of {int(count)} "
+            "completions are not the sum of theirs: longrl.rewards.RewardSum has not scored them, or something was "
+            "added behind it; set model.algorithm.advantage to longrl.algorithms.group_normalized"
+        )
     return total / ((squares / (count - 1).clamp(min=1)).sqrt() + eps)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longrl.algorithms import Algorithm, LossOutput
+from longrl.algorithms import Algorithm, LossOutput, function_needs
 from longrl.algorithms.distillation import Distillation
 from longrl.algorithms.losses import k3
 from longrl.models.base import CausalFamily
@@ -23,7 +23,7 @@ from longrl.modules.sft_loss import response_targets
 from longrl.modules.teachers import Teacher, TeacherRun
 from longrl.packing.pack import Continuations, continuations
 from longrl.strategies.axis import Axis
-from longrl.types import Batch, Metrics, Packed, PolicyOutput, Prompt, to_device
+from longrl.types import Batch, Metrics, Packed, PolicyOutput, Prompt, Row, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -60,30 +60,52 @@ class Distiller:
             )
         return None
 
-    def setup(self, student: CausalFamily, algorithm: Algorithm, is_rl: bool) -> None:
+    def setup(self, student: CausalFamily, algorithm: Algorithm, stage: str) -> None:
         """Refuses what cannot be learned, before weights are loaded.
 
         Args:
             student: the policy's family.
             algorithm: the objective beside the teachers'.
-            is_rl: completions are the policy's own.
+            stage: of the data: in `rl` completions are the policy's own.
 
         Raises:
             ValueError: stored texts are taken for the policy's samples, or a teacher cannot teach.
         """
+        if stage == "preference":
+            raise ValueError(
+                "model.teacher teaches rollouts and stored texts, and data.stage=preference trains on pairs; "
+                "set model.teacher to null, or data.stage to sft"
+            )
+        is_rl = stage == "rl"
         if not is_rl and self.distillation.divergence == "sampled":
             raise ValueError(
                 "model.distillation.divergence=sampled is for tokens that the policy samples, and data.stage=sft "
                 "trains on stored ones; set model.distillation.divergence to forward_kl"
             )
-        if is_rl and getattr(getattr(algorithm.select, "needs", None), "full_distribution", False):
-            logger.warning(
-                "model.algorithm.select=%s leaves out groups of which the rewards say nothing, though a teacher would; "
-                "set model.algorithm.select to longrl.algorithms.keep_all to learn from them",
-                getattr(algorithm.select, "__name__", algorithm.select),
-            )
+        for field, name, need in function_needs(algorithm):
+            if is_rl and field == "select" and need.full_distribution:
+                logger.warning(
+                    "model.algorithm.select=%s leaves out groups of which rewards say nothing, though a teacher would; "
+                    "set model.algorithm.select to longrl.algorithms.keep_all to learn from them",
+                    name,
+                )
         for teacher in self.teachers:
             teacher.setup(student, self.distillation)
+
+    def check_tasks(self, rows: Sequence[Row]) -> None:
+        """Raises ValueError for a task of a teacher that no row has; without rows nothing is known.
+
+        Args:
+            rows: to train on.
+        """
+        known = dict.fromkeys(row.task for row in rows)
+        for teacher in self.teachers if known else ():
+            unknown = [task for task in teacher.tasks or () if task not in known]
+            if unknown:
+                raise ValueError(
+                    f"model.teacher.init_args.tasks names {', '.join(unknown)}, but the rows of data.train have the "
+                    f"tasks {', '.join(known)}; name those, or leave it out to teach all"
+                )
 
     def start(self, run: TeacherRun) -> None:
         """Has all teachers start; every rank of the run must call it."""
@@ -121,13 +143,13 @@ class Distiller:
         teacher_of_token = torch.tensor(chosen, dtype=torch.int64).repeat_interleave(lengths)  # [N]
         places = torch.zeros(len(teacher_of_token), dtype=torch.int64)
         for number in range(len(self.teachers)):
-            own = teacher_of_token == number
-            places[own] = torch.arange(int(own.sum()))
+            is_own = teacher_of_token == number
+            places[is_own] = torch.arange(int(is_own.sum()))
         index = to_device(places, device)
         logp = torch.zeros(len(places), device=device)
         for number, said in enumerate(scores):
-            own = to_device((teacher_of_token == number).nonzero()[:, 0], device)
-            logp[own] = said.logp[index[own]]
+            tokens = to_device((teacher_of_token == number).nonzero()[:, 0], device)
+            logp[tokens] = said.logp[index[tokens]]
         return Teaching(
             distillation=self.distillation,
             temperature=self.distillation.teacher_temperature(temperature),

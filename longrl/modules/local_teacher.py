@@ -26,7 +26,7 @@ from longrl.models.kept_distributions import KeptDistributions
 from longrl.models.same_tokens import check_same_tokens
 from longrl.modules.initial_weights import find_checkpoint, plain_from
 from longrl.modules.offloaded_weights import OffloadedWeights
-from longrl.modules.scoring import PackedScoring
+from longrl.modules.scoring import PackedScoring, all_media
 from longrl.modules.teachers import OPTION, Teacher, TeacherRun, TeacherScores
 from longrl.packing.pack import Continuations, continuations
 from longrl.strategies.axis import Axis
@@ -116,8 +116,7 @@ class LocalTeacher(Teacher):
         read = [self._prompt(prompt, group) for prompt, group in zip(prompts, groups, strict=True)]
         groups = [[self._continuation(one) for one in group] for group in groups]
         with self._offloaded.on_device() if self._offloaded is not None else contextlib.nullcontext():
-            media = [*read, *(completion for group in groups for completion in group)]
-            features = self.features.get_or_encode(self.model, media)
+            features = self.features.get_or_encode(self.model, all_media(read, groups))
             scores = self._pass(read, groups, features, temperature)
             head = self._head()
             self.root.release_root()
@@ -130,9 +129,10 @@ class LocalTeacher(Teacher):
             ValueError: there are media, and it would read them otherwise than the policy does.
         """
         student = self._run.student
-        has_media = any(item.media for item in (prompt, *group))
+        shows_media = any(completion.media for completion in group)
         is_same = type(self.family) is type(student)
-        if has_media and not is_same and (prompt.teacher is None or any(item.media for item in group)):
+        is_alone = prompt.teacher is None and bool(prompt.media)
+        if not is_same and (shows_media or is_alone):
             raise ValueError(
                 f"{OPTION} is a {type(self.family).__name__} and reads media otherwise than the policy's "
                 f"{type(student).__name__}, but prompt {prompt.id!r} has none of its own for it; take a teacher of "

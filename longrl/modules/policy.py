@@ -1,4 +1,4 @@
-"""The policy being trained: one LightningModule for chain-of-thought SFT and for RL on its own rollouts.
+"""The policy being trained: one LightningModule for chain-of-thought SFT, for pairs, and for RL on its own rollouts.
 
 Letters: P prompts of a batch, G completions of each, C = P * G, N completion tokens of a rollout or mini-batch,
 R scored rows of a micro-batch. All are this rank's; sums over ranks are taken where a formula needs them.
@@ -9,42 +9,49 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from longrl.algorithms import Algorithm, Distillation
-from longrl.features.cache import FeatureCache, HasMedia
+from longrl.algorithms import Algorithm, Distillation, Preference
+from longrl.features.cache import FeatureCache
 from longrl.features.disk_cache import DiskCache
 from longrl.features.trainable_features import TrainableFeatures
 from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
 from longrl.models.lora import adapters_off
+from longrl.modules.consistency import Consistency
 from longrl.modules.distiller import DistilledLoss, Distiller, Teaching
 from longrl.modules.expert_load import ExpertLoads
 from longrl.modules.initial_weights import build_from
 from longrl.modules.mini_batches import FlatGroups, RolloutLoss, TokenLoss, flatten_groups, make_mini_batches
 from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.optimizer import OptimizerSettings
-from longrl.modules.scoring import PackedScoring, TokenScores
-from longrl.modules.sft_loss import SFTLoss, response_targets
+from longrl.modules.preference_loss import RewardShift
+from longrl.modules.preference_step import preference_step, preference_validation
+from longrl.modules.scoring import PackedScoring, TokenScores, all_media as all_media
+from longrl.modules.sft_step import sft_step, sft_validation
 from longrl.modules.skipped_steps import text_record
 from longrl.modules.step_statistics import StepSums, lowest_over_ranks
 from longrl.modules.teachers import Teacher, TeacherRun
 from longrl.modules.token_statistics import TokenStatistics, token_statistics
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
 from longrl.packing.lengths import micro_batch_limit
-from longrl.packing.pack import Continuations, continuations
+from longrl.packing.pack import Continuations
 from longrl.strategies.fsdp import RootModule
 from longrl.types import Batch, Features, Metrics, PolicyOutput, Prompt
 
+logger = logging.getLogger(__name__)
+
 
 class PolicyModule(TrainedModule):
-    """Trains a model family by SFT (batches without groups) or RL (batches whose groups a rollout callback filled).
+    """Trains a model family by SFT or on pairs (batches without groups), or by RL (groups of a rollout callback).
 
     Optimization is manual: losses are sums under weights that add up to one over the whole optimizer step, so any split
     into micro-batches gives the same gradient.
@@ -66,9 +73,12 @@ class PolicyModule(TrainedModule):
         feature_cache_dir: folder in which features of a frozen encoder outlive the run, if there is one. `python -m
             longrl cache-features` fills it beforehand. In `fit` videos whose features are there are not decoded.
         feature_cache_disk_bytes: what all files in that folder may take; the least recently used go first.
+        consistency: a bonus for right completions whose answer the reference finds likely after their reasoning
+            (GRPO-CARE); it needs the reference, also without a KL penalty. None: not.
         teacher: a model, or several for different tasks, whose distributions the policy learns; None is no
             distillation.
         distillation: how; None is the reverse KL over the whole vocabulary.
+        preference: the objective of `data.stage: preference`; by default DPO. `init_from` is the reference.
     """
 
     family: CausalFamily
@@ -87,8 +97,10 @@ class PolicyModule(TrainedModule):
         feature_cache_bytes: int = 1 << 30,
         feature_cache_dir: str | None = None,
         feature_cache_disk_bytes: int = 1 << 40,
+        consistency: Consistency | None = None,
         teacher: Teacher | list[Teacher] | None = None,
         distillation: Distillation | None = None,
+        preference: Preference | None = None,
     ) -> None:
         if min(max_tokens_per_micro_batch, mini_batches_per_rollout, epochs_per_rollout) < 1:
             raise ValueError(
@@ -107,7 +119,12 @@ class PolicyModule(TrainedModule):
         )  # fmt: skip
         if self.algorithm.fp32_lm_head:
             family.fp32_lm_head = True
+        self.preference = preference or Preference()
+        self._preference_is_given = preference is not None
+        self.reward_shift = RewardShift()
+        """Of the quality loss of pairs."""
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
+        self.consistency = consistency
         self.temperature = 1.0
         """The one completions are sampled with; the rollout callback sets it."""
         self.mismatch_monitor: MismatchMonitor | None = None
@@ -131,14 +148,31 @@ class PolicyModule(TrainedModule):
     def is_rl(self) -> bool:
         return data_module_of(self.trainer).renderer.stage == "rl"
 
+    def learns_pairs(self) -> bool:
+        """True if batches are pairs of answers, one of which is preferred."""
+        return data_module_of(self.trainer).renderer.stage == "preference"
+
+    @property
+    @override
+    def rollouts_need_reference(self) -> bool:
+        return super().rollouts_need_reference or self.consistency is not None
+
+    @override
+    def needs_reference(self) -> bool:
+        return self.preference.needs_reference if self.learns_pairs() else super().needs_reference()
+
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit" and self.distiller is not None:
-            self.distiller.setup(self.family, self.algorithm, self.is_rl())
+            self.distiller.setup(self.family, self.algorithm, data_module_of(self.trainer).renderer.stage)
+            train = data_module_of(self.trainer).datasets.get("train")
+            self.distiller.check_tasks(() if train is None else train.rows)
         if stage == "fit" and not self.is_rl():  # in RL the rollout callback knows how long completions may become
             limit = micro_batch_limit(self.max_tokens_per_micro_batch, self.parallel.degrees)
             data_module_of(self.trainer).limit_lengths([limit], ("train", "val"))
+        if stage == "fit" and self._preference_is_given and not self.learns_pairs():
+            logger.warning("model.preference has no effect without data.stage=preference; set that, or leave it out")
 
     @override
     def build_model(self) -> nn.Module:
@@ -201,6 +235,19 @@ class PolicyModule(TrainedModule):
         """The run's micro-batches: of the ranks, the budget of tokens and the device that there are now."""
         return PackedScoring(self.parallel, self.max_tokens_per_micro_batch, self.family.num_axes, self.device)
 
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.reward_shift.count:
+            checkpoint["reward_shift"] = self.reward_shift.state_dict()
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.reward_shift.load_state_dict(checkpoint.get("reward_shift", {}))
+
     # -- steps ---------------------------------------------------------------------------------------------------
 
     @override
@@ -210,13 +257,14 @@ class PolicyModule(TrainedModule):
             with self.phases("teacher"):
                 self.teaching = self.distiller.score_batch(batch, self.temperature, self.device)
         super().training_step(batch, batch_idx)
+        self.teaching = None  # hidden states of every token, that the next rollout needs the room of
 
     @override
     def update_policy(self, batch: Batch) -> Metrics:
         """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
         groups = batch.groups
         if groups is None:
-            return self._sft_step(batch)
+            return preference_step(self, batch) if self.learns_pairs() else sft_step(self, batch)
         if self.features.disk:  # of what the rollout callback encoded
             self.log_dict(self.features.metrics(), batch_size=1)
         if self.parallel.dp.max(len(groups)) == 0:
@@ -226,8 +274,15 @@ class PolicyModule(TrainedModule):
         flat = flatten_groups(groups, self.device, self.global_step, self.steps_per_rollout)
         statistics = self._token_statistics(flat, batch.features)
         old_logp = self._old_logp(flat, batch.features, statistics.logp)  # [N]
-        ref_logp = self._reference_logp(flat, batch.features)  # [N]
-
+        all_prompts = [group.prompt for group in groups]
+        all_completions = [group.completions for group in groups]
+        ref_logp = self.reference_logp(all_prompts, all_completions, batch.features)  # [N]
+        consistent = None
+        if self.consistency is not None:
+            assert ref_logp is not None, "`rollouts_need_reference` has it made"
+            consistent = self.consistency.score(flat, ref_logp, self.family.tokenizer)
+            flat = consistent.flat
+            ref_logp = ref_logp if self.algorithm.kl_coef > 0 else None
         teaching = self.teaching
 
         # 2. Advantages, and mini-batches of neighbouring groups.
@@ -259,7 +314,7 @@ class PolicyModule(TrainedModule):
             loss: TokenLoss = RolloutLoss(self.algorithm, mini_batch, monitor, entropies)
             if said is not None:
                 loss = DistilledLoss(loss, said, mini_batch.weights)
-            metrics = self._update(prompts, completions, batch.features, loss, loads, monitor)
+            metrics = self.take_step(prompts, completions, batch.features, loss, loads, monitor)
             monitor = None
             # Weights add up to less than one with Dr.GRPO's constant, or with masked completions.
             weight_sum = metrics.pop("weight_sum", 0.0) or 1.0
@@ -274,31 +329,13 @@ class PolicyModule(TrainedModule):
         means["entropy_min"] = lowest_over_ranks(entropies, self.parallel.world)
         means |= self.watch_batches(mini_batches)
         means |= loads.metrics(self.parallel.world)
+        if consistent is not None:
+            means |= consistent.metrics(self.parallel.dp)
         if self.mismatch_monitor is None:
             return means
         return means | self.mismatch_monitor.metrics
 
-    def _sft_step(self, batch: Batch) -> Metrics:
-        """One optimizer step on the negative log-likelihood per response token of the whole batch."""
-        responses = response_targets(batch)
-        num_tokens = sum(response.num_sampled for (response,) in responses)
-        all_tokens = self.parallel.dp.sum(torch.tensor(num_tokens, device=self.device))
-        loss: TokenLoss = SFTLoss(int(all_tokens))
-        teaching = self.teaching
-        if teaching is not None:
-            loss = teaching.beside_text(loss, int(all_tokens), len(responses))
-        features: dict[str, Tensor] = {}
-        if not self.vision_encoder_trains:
-            features = self.features.get_or_encode(self.model, all_media(batch.prompts, responses))
-        loads = ExpertLoads()
-        metrics = self._update(batch.prompts, responses, features, loss, loads)
-        if teaching is not None:
-            metrics = teaching.finish(metrics, self.parallel.dp)
-        if self.features.disk:
-            self.log_dict(self.features.metrics(), batch_size=1)
-        return metrics | loads.metrics(self.parallel.world)
-
-    def _update(
+    def take_step(
         self,
         prompts: Sequence[Prompt],
         completions: Continuations,
@@ -396,13 +433,19 @@ class PolicyModule(TrainedModule):
             return old_logp
         return torch.where((flat.staleness == 0) | ~is_known, old_logp, flat.sampler_logp)
 
-    def _reference_logp(self, flat: FlatGroups, features: Features) -> Tensor | None:
-        """[N] log-probabilities of the reference policy, or None without KL penalty."""
+    def reference_logp(
+        self, prompts: Sequence[Prompt], completions: Continuations, features: Features
+    ) -> Tensor | None:
+        """[N] log-probabilities of the reference policy, or None without one. Every rank of the run must call it.
+
+        Args:
+            prompts: this rank's.
+            completions: of each.
+            features: of all media, as the policy's encoder gives them.
+        """
         reference = self.reference
         if reference is None:
             return None
-        prompts = [group.prompt for group in flat.groups]
-        completions = [group.completions for group in flat.groups]
         if self.vision_encoder_trains:  # the reference has the encoder it started with
             cache = FeatureCache(self.family, parallel=self.parallel)
             features = cache.get_or_encode(reference.model, all_media(prompts, completions))
@@ -436,24 +479,22 @@ class PolicyModule(TrainedModule):
         return [[completion.text for completion in group.completions] for group in batch.groups or []]
 
     @override
+    def on_validation_start(self) -> None:
+        """In `validate` nothing was trained, and there is no reference yet."""
+        if self.learns_pairs() and self.reference is None and self.needs_reference():
+            self._keep_unregistered("reference", self._make_reference())
+
+    @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds up reward and parts, in validation per category too; of SFT batches the loss."""
+        """Adds up reward and parts, in validation per category too; of answers in the data the loss and the like."""
         stage = "test" if self.trainer.testing else "val"
         for group in batch.groups or []:
             # `test` reports categories with intervals: callbacks/evaluation.py
             self._eval_means.add_rewards(group, stage, by_category=stage == "val")
-        has_targets = False
-        if batch.prompts:
-            has_targets = batch.groups is None or batch.prompts[0].response is not None
-        if self.parallel.dp.max(has_targets):  # a rank may have run out of prompts before others
-            responses = response_targets(batch)
-            features = self.features.get_or_encode(self.model, all_media(batch.prompts, responses))
-            logp = self.score(self.policy, batch.prompts, responses, features)
-            self._eval_means.add(f"{stage}/loss", -float(logp.sum()), len(logp))
+        if stage == "test" and self.learns_pairs():  # questions are asked, pairs are not compared
+            return
+        of_targets = preference_validation if self.learns_pairs() else sft_validation
+        for name, (total, count) in of_targets(self, batch).items():
+            self._eval_means.add(f"{stage}/{name}", total, count)
 
     test_step = validation_step
-
-
-def all_media(prompts: Sequence[Prompt], completions: Continuations) -> list[HasMedia]:
-    """Prompts and what follows them: all that has media."""
-    return [*prompts, *(completion for group in continuations(completions) for completion in group)]

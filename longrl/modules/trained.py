@@ -20,6 +20,7 @@ from torch.optim.optimizer import Optimizer
 from typing_extensions import override
 
 from longrl.algorithms import Algorithm
+from longrl.datamodules.loading.data_module import StreamedData
 from longrl.models.lora import LoRASettings, check_resumed, refuse_dropout, to_checkpoint
 from longrl.modules.host_adamw import offload_state
 from longrl.modules.initial_weights import check_resumed_weights
@@ -137,7 +138,7 @@ class TrainedModule(ParallelModule, abc.ABC):
     policy: RootModule
     """Scores with the model's weights; the root of their shards."""
     reference: RootModule | None
-    """The policy that the run began with, if there is a KL penalty; neither saved nor trained."""
+    """The policy that the run began with, if it is compared with; neither saved nor trained."""
 
     def __init__(
         self,
@@ -179,6 +180,15 @@ class TrainedModule(ParallelModule, abc.ABC):
     def is_rl(self) -> bool:
         """True if batches are rolled out."""
 
+    @property
+    def rollouts_need_reference(self) -> bool:
+        """True if RL reads the log-probabilities of a reference policy."""
+        return self.algorithm.kl_coef > 0
+
+    def needs_reference(self) -> bool:
+        """True if the policy that the run began with is scored beside the one being trained."""
+        return self.is_rl() and self.rollouts_need_reference
+
     @abc.abstractmethod
     def build_model(self) -> nn.Module:
         """The model with its initial weights, and adapters if it is to have any, on the CPU."""
@@ -217,7 +227,7 @@ class TrainedModule(ParallelModule, abc.ABC):
 
     @override
     def on_fit_start(self) -> None:
-        if self.algorithm.kl_coef > 0 and self.is_rl():
+        if self.needs_reference():
             self._keep_unregistered("reference", self._make_reference())
         self.model.train()
 
@@ -272,6 +282,9 @@ class TrainedModule(ParallelModule, abc.ABC):
         """The optimizer steps on a batch, their metrics under `train/`, and the loss on the progress bar."""
         with self.phases("update"):
             metrics = self.update_policy(batch)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, StreamedData):
+            self.log_dict(data.metrics(), batch_size=1)
         if metrics:
             named = {f"train/{name}": value for name, value in metrics.items()}
             named["train/nonfinite_steps"] = float(self.skipped_steps.count)

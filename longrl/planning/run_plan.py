@@ -222,7 +222,7 @@ def plan_from_run(
         offload=strategy.sharding.offload,
         optimizer_offload=model.optimizer_settings.offload,
         moment_bytes=None if model.optimizer_settings.kind == "adamw" else MOMENT_BYTES,
-        reference=is_rl and model.algorithm.kl_coef > 0,
+        reference=is_rl and model.rollouts_need_reference,
         teachers=teacher_shares(model.distiller),
         teacher_top_k=teacher_numbers(model.distiller),
         fp32_lm_head=model.algorithm.fp32_lm_head,

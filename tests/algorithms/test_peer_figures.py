@@ -112,7 +112,8 @@ def test_parts_are_normalised_as_by_trl():
     }
     weights = {"accuracy": torch.tensor([1.0, 1.0]), "format": torch.tensor([0.5, 0.5])}
     trl = [0.954501684899, -0.267011768399, -0.6874899165, 1.28273866345, 0.092003098523, -1.37474176198]
-    found = part_normalized(outcomes(parts=parts, part_weights=weights))
+    rewards = parts["accuracy"] + 0.5 * parts["format"].nan_to_num(0.0)
+    found = part_normalized(Outcomes(rewards, VALID, LENGTHS, parts=parts, part_weights=weights))
     assert found.flatten().tolist() == pytest.approx(trl, rel=1e-9)
 
 

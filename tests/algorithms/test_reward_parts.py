@@ -1,6 +1,7 @@
 """Advantages from the parts of a reward, by hand and over ranks."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_ranks_normalise_together_and_one_may_have_no_group(over_ranks):
         weights = {name: torch.full((len(valid[rows]),), 0.3).double() for name in parts}
         if not len(valid[rows]):
             parts, weights = {}, {}
-        rewards = values[0, rows]
+        rewards = 0.3 * values[:, rows].nan_to_num(0.0).sum(0)
         lengths = torch.ones(rewards.numel(), dtype=torch.long)
         return part_normalized(
             Outcomes(rewards, valid[rows], lengths, parts=parts, part_weights=weights, all_reduce=all_reduce)
@@ -99,11 +100,17 @@ def test_ranks_normalise_together_and_one_may_have_no_group(over_ranks):
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-12, atol=1e-12)
 
 
-def test_a_reward_without_parts_is_an_error_that_names_the_option():
-    with pytest.raises(
-        ValueError, match=r"part_normalized needs the parts of the reward.*set model\.algorithm\.advantage"
-    ):
-        part_normalized(Outcomes(torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool), torch.ones(2)))
+def test_a_reward_that_is_not_the_sum_of_its_parts_is_an_error_on_every_rank(over_ranks):
+    def run(bonus, all_reduce):
+        given = outcomes({"accuracy": [[1.0, 0.0]]}, {"accuracy": 0.1}, all_reduce=all_reduce)
+        with pytest.raises(
+            ValueError, match=r"rewards of 2 of 4 completions are not the sum.*set model\.algorithm\.adv"
+        ):
+            part_normalized(replace(given, rewards=given.rewards + bonus))
+
+    over_ranks(run, [0.0, 0.5])
+    with pytest.raises(ValueError, match=r"rewards of 2 of 2 completions are not the sum"):
+        part_normalized(Outcomes(torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool), torch.ones(2).long()))
 
 
 def test_a_kl_penalty_is_no_part_of_the_reward():

@@ -187,6 +187,26 @@ def test_a_share_of_the_rows_has_the_teachers_of_its_rows():
         torch.testing.assert_close(part, whole[rows])
 
 
+@pytest.mark.parametrize("fp32", [False, True])
+def test_a_teacher_is_multiplied_in_the_precision_of_the_policy(fp32):
+    """Under autocast its hidden states are kept in bfloat16 unless heads are float32, which changes nothing."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(9, 64), torch.randn(50, 64)
+    ids = torch.zeros(9, dtype=torch.int64)
+    distances = []
+    with torch.autocast("cpu", torch.bfloat16):
+        kept = KeptDistributions(None, 50).of_rows(hidden + 1, weight, 1.0, fp32).hidden
+        assert kept.dtype == (torch.float32 if fp32 else torch.bfloat16)
+        for own in (kept, hidden + 1):
+            span = TeacherSpan(0, torch.arange(9), TeacherScores(torch.zeros(9), hidden=own, lm_head=weight))
+            targets = TeacherTargets((span,), Distillation().of_rows, 1.0)
+            distances.append(chunked_scores(hidden, weight, ids, fp32=fp32, teacher=targets).divergence)
+    assert torch.equal(*distances)
+    exact = dense_divergence("reverse_kl", (hidden @ weight.T).double(), ((hidden + 1) @ weight.T).double())
+    error = (distances[0] - exact).abs().max()
+    assert (error < 1e-4) == fp32
+
+
 class LargestTensor(TorchDispatchMode):
     """Most numbers that a tensor of some operation has had."""
 

@@ -6,6 +6,7 @@ The device `meta` has no numbers: whatever needs one to go on fails there. So wh
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -59,7 +60,7 @@ def waits_of_updates(monkeypatch, micro_batch_tokens: int, stage: str, **options
     """In one rollout or batch of 3 prompts: waits within the update of the weights, and micro-batches."""
     counts = []
     micro_batches = []
-    update = PolicyModule._update
+    update = PolicyModule.take_step
     make = PackedScoring.micro_batches
 
     def counted(policy, *args):
@@ -74,7 +75,7 @@ def waits_of_updates(monkeypatch, micro_batch_tokens: int, stage: str, **options
         micro_batches.append(len(made[0]))
         return made
 
-    monkeypatch.setattr(PolicyModule, "_update", counted)
+    monkeypatch.setattr(PolicyModule, "take_step", counted)
     monkeypatch.setattr(PackedScoring, "micro_batches", noted)
     torch.manual_seed(0)
     if "distillation" in options:
@@ -163,8 +164,28 @@ def on_meta(tensors):
     return [tensor.to(META) for tensor in tensors]
 
 
-@pytest.mark.parametrize("surrogate", ["clipped", "sequence_clipped", "cispo", "reinforce"])
-@pytest.mark.parametrize("correction", ["no_correction", "masked_token", "truncated_sequence", "masked_sequence"])
+SURROGATES = {
+    "soft": algorithms.SoftGated(),
+    "stale": algorithms.StaleClipped(0.5, 2.0),
+    "gspo dual": algorithms.SequenceDualClipped(),
+}
+CORRECTIONS = {
+    "product": algorithms.CorrectionProduct([algorithms.GeometricMask(), algorithms.TwoSidedMask()]),
+    "drift": algorithms.OffPolicySequenceMask(0.1),
+}
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "correction"),
+    [
+        *itertools.product(
+            ["clipped", "sequence_clipped", "cispo", "reinforce"],
+            ["no_correction", "masked_token", "truncated_sequence", "masked_sequence"],
+        ),
+        *itertools.product([*SURROGATES, "geometric_clipped"], ["no_correction"]),
+        *itertools.product(["clipped"], CORRECTIONS),
+    ],
+)
 def test_the_loss_of_a_micro_batch_waits_for_nothing(surrogate, correction):
     family = text_family()
     prompts = text_prompts(family)
@@ -182,8 +203,12 @@ def test_the_loss_of_a_micro_batch_waits_for_nothing(surrogate, correction):
         staleness=(sampler_logp > 0).long(),
         weights=of_completions,
         nonfinite=of_completions > 0,
+        high_entropy=algorithms.high_entropy(entropy, entropy > 0, 0.2),
     )
-    functions = {"surrogate": getattr(algorithms, surrogate), "correction": getattr(algorithms, correction)}
+    functions = {
+        "surrogate": SURROGATES.get(surrogate) or getattr(algorithms, surrogate),
+        "correction": CORRECTIONS.get(correction) or getattr(algorithms, correction),
+    }
     algorithm = Algorithm(kl_coef=0.1, **functions)
     loss = RolloutLoss(algorithm, mini_batch, MismatchMonitor())
     result = loss(packed, PolicyOutput(logp.requires_grad_(), entropy))

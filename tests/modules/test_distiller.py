@@ -5,9 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from longrl.algorithms import Algorithm, Distillation, no_advantage, token_mean
+from longrl.algorithms import Algorithm, Distillation, InOrder, drop_uniform, no_advantage, token_mean
+from longrl.models.lora import LoRASettings, to_checkpoint
 from longrl.modules.distiller import Distiller
 from longrl.modules.local_teacher import LocalTeacher
+from longrl.modules.offloaded_weights import OffloadedWeights
+from longrl.modules.teachers import TeacherRun
+from longrl.strategies.parallel import Parallel
 from longrl.types import Batch
 from tests.modules.test_policy import (
     BUDGETS,
@@ -39,6 +43,7 @@ from tests.tiny import (
     llama_family,
     mixed_prompts,
     plain_model,
+    random_completions,
     row,
     text_family,
     vl_family,
@@ -97,6 +102,7 @@ def test_an_rl_step_with_a_teacher_is_the_loss_by_hand(name, temperature):
     assert seen.metrics[0]["train/teacher_passes_per_group"] == 1
     assert policy.has_signal
     assert policy.phases.collect()["teacher"] > 0
+    assert policy.teaching is None
 
 
 @pytest.mark.parametrize("name", ["reverse", "top", "advantage"])
@@ -252,12 +258,44 @@ def test_a_teacher_is_in_no_checkpoint_and_is_not_trained():
     assert numbers == sum(value.numel() for value in plain.state_dict().values())
 
 
+def test_a_teachers_weights_are_a_runs_with_its_adapters_merged(tmp_path):
+    """Given as the checkpoint of a run with LoRA, whose adapters do something."""
+    learned = policy_of(wide_text_family(lora=LoRASettings(rank=2)))
+    learned.configure_model()
+    with torch.no_grad():
+        for name, weight in learned.model.named_parameters():
+            if "lora_B" in name:
+                weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    file = tmp_path / "last.ckpt"
+    torch.save({"state_dict": learned.state_dict(), "lora": to_checkpoint(learned.family.lora)}, file)
+
+    prompts = text_prompts(text_family())
+    answers = random_completions(text_family(), [[3, 7], [5, 1], [2, 9]])
+    teacher = wide_text_teacher(init_from=str(file))
+    teacher.start(TeacherRun(text_family(), Distillation("sampled"), Parallel(), 100, torch.device("cpu")))
+    plain = wide_text_teacher()
+    plain.start(teacher._run)
+    said = teacher.score(prompts, answers, 0.7)
+    torch.testing.assert_close(said.logp, learned.score(learned.policy, prompts, answers, {}, 0.7))
+    assert (said.logp - plain.score(prompts, answers, 0.7).logp).abs().max() > 1e-2
+    assert said.hidden is None
+
+
+def test_offloaded_weights_are_the_hosts_own_behind_a_pass():
+    model = torch.nn.Linear(2, 3)
+    before = [weight.data_ptr() for weight in model.parameters()]
+    offloaded = OffloadedWeights(model, torch.device("cpu"))
+    with pytest.raises(KeyError), offloaded.on_device():
+        raise KeyError
+    assert [weight.data_ptr() for weight in model.parameters()] == before
+
+
 # ---- bad input ----
 
 
 def setup_of(family, stage="rl", algorithm=None, **options):
     distiller = Distiller.of(options["teacher"], options.get("distillation"))
-    distiller.setup(family, algorithm or Algorithm(), stage == "rl")
+    distiller.setup(family, algorithm or Algorithm(), stage)
 
 
 def test_another_tokenizer_is_refused_with_both_folders():
@@ -276,8 +314,6 @@ def test_other_end_tokens_are_refused():
 
 
 def test_adapters_of_a_teacher_are_its_checkpoints():
-    from longrl.models.lora import LoRASettings
-
     with pytest.raises(ValueError, match="a teacher is not trained"):
         LocalTeacher(wide_text_family(lora=LoRASettings()))
 
@@ -292,6 +328,20 @@ def test_stored_texts_are_not_the_policys_samples():
     with pytest.raises(ValueError, match="data.stage=sft trains on stored ones"):
         setup_of(text_family(), "sft", **sampled_alone)
     setup_of(text_family(), "rl", **sampled_alone)
+    with pytest.raises(ValueError, match="data.stage=preference trains on pairs"):
+        setup_of(text_family(), "preference", teacher=wide_text_teacher())
+
+
+def test_a_task_that_no_row_has_is_refused():
+    distiller = Distiller([wide_text_teacher(tasks=["math", "maths"])], Distillation())
+    with pytest.raises(ValueError, match=r"tasks names maths, but the rows of data\.train have the tasks math, ocr"):
+        distiller.check_tasks([row(task="math"), row(task="ocr")])
+    distiller.check_tasks([])
+
+
+def test_a_selection_by_rewards_is_said_to_leave_out_what_could_be_taught(caplog):
+    setup_of(text_family(), algorithm=Algorithm(select=InOrder([drop_uniform])), teacher=wide_text_teacher())
+    assert "drop_uniform leaves out groups" in caplog.text
 
 
 def test_how_to_distil_without_a_teacher_is_refused():

@@ -18,7 +18,8 @@ def without_media(row: Row) -> Row:
         texts = [part for part in message["content"] if part["type"] == "text"]
         messages.append({**message, "content": texts})
     blind = replace(row, videos=(), images=(), audios=(), reasoning=None, problem=problem, metadata=metadata)
-    return replace(blind, messages=tuple(messages), response=None, trace=())
+    response = None if row.rejected is None else row.response  # a pair stays one
+    return replace(blind, messages=tuple(messages), response=response, trace=())
 
 
 def files_of(row: Row) -> tuple[str, ...]:

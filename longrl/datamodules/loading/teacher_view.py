@@ -9,12 +9,13 @@ from typing import Protocol
 import torch
 
 from longrl.datamodules.loading.render import BLANKS, RowRenderer, check_template
+from longrl.datamodules.loading.row_marks import unmarked
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.subtitles import Subtitles
 from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.models.reading import RendersPrompts
 from longrl.packing.lengths import LengthLimit
-from longrl.types import Continuation, Frames, Prompt, Row, UnusableSample
+from longrl.types import Frames, Prompt, Row, UnusableSample
 
 TOLD = ("problem", "subtitles", "answer", "option", "reasoning")
 """What a teacher's question may name: the policy's may not name the last three."""
@@ -96,6 +97,8 @@ class ShownTo:
     view: RowRenderer | None
     plain: RowRenderer | None
     """Of rows that the policy is shown blind: told more, a teacher would teach it to recite."""
+    has_frames: bool = False
+    """The view has frames of its own, of which a curriculum of the policy's frames says nothing."""
 
     def of_row(self, row: Row) -> RowRenderer | None:
         """What renders a row."""
@@ -124,23 +127,23 @@ class TeacherPrompts:
         """Those that render, each once."""
         return list({id(one.family): one.family for one in self._renderers()}.values())
 
-    def __call__(self, row: Row, response: Continuation | None) -> Prompt | None:
+    def __call__(self, row: Row, policy: Prompt) -> Prompt | None:
         """The row's second prompt, None where its teacher reads the policy's or it has no teacher.
 
         Args:
             row: the record.
-            response: what is taught, for which there must be room; None where answers are sampled.
+            policy: its first prompt; for answers that the data brings there must be room behind the second one, too.
 
         Raises:
             UnusableSample: the teacher cannot be shown the row.
         """
         own = next((one for one in self.teachers if one.tasks is None or row.task in one.tasks), None)
         renderer = None if own is None else own.of_row(row)
-        if renderer is None:
+        if own is None or renderer is None:
             return None
         try:
-            prompt = renderer(row)
-            renderer.check_length(replace(prompt, response=response))
+            prompt = replace(renderer(unmarked(row) if own.has_frames else row), row=row)
+            renderer.check_length(replace(prompt, response=policy.response, rejected=policy.rejected))
         except UnusableSample as error:
             raise UnusableSample(error.path, f"its teacher cannot be shown it: {error.reason}") from error
         return prompt
@@ -176,7 +179,7 @@ def teacher_prompts(
         is_alike = reads_alike(family, policy.family)
         plain = None if is_alike else _view_of(family, policy, TeacherView(), compute_dtype, is_alike)
         own = plain if view is None else _view_of(family, policy, view, compute_dtype, is_alike)
-        shown.append(ShownTo(teacher.tasks, own, plain))
+        shown.append(ShownTo(teacher.tasks, own, plain, view is not None and view.video is not None))
     prompts = TeacherPrompts(shown)
     return prompts if prompts.families else None
 
