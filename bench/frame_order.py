@@ -1,10 +1,10 @@
 """Does T-GRPO make a model look at order? What runs with and without it lose when frames are shuffled.
 
 The demo's base model and videos, with three questions about each: what comes first or last (`temporal`), where an
-object is, and what the robot looks for, which a shuffled video answers as well. From one short SFT stage GRPO goes on
-as it is (Dr. GRPO's advantages, which leave a bonus in), with the paper's bonus, and with a bonus of 1 that order has
-to earn (`ratio` 1.25); each with the same steps, prompts and seeds. Then all temporal questions about held-out videos
-are asked once with frames in order and once shuffled, greedily.
+object is, and what the robot looks for, which a shuffled video answers as well; of temporal ones half are left out, so
+that they are a fifth. From one short SFT stage GRPO goes on as it is (Dr. GRPO's advantages, which leave a bonus in),
+and with a bonus that order has to earn; with the same steps, prompts and seeds. Then all temporal questions about
+held-out videos are asked once with frames in order and once shuffled, greedily.
 
 `loss` is what shuffling costs, `difference` what it costs beyond GRPO's; both with intervals of 95 % by a paired
 bootstrap over questions, whose answers are averaged over the seeds first, and `p` is two-sided. So intervals say how
@@ -41,10 +41,9 @@ from longrl.testing.synthetic_videos import SyntheticConfig, make_records
 CONFIGS = ROOT / "configs" / "demo"
 METHODS: Mapping[str, Mapping[str, float] | None] = {
     "grpo": None,
-    "t_grpo": {"bonus": 0.3, "ratio": 0.8},
-    "t_grpo_strict": {"bonus": 1.0, "ratio": 1.25},
+    "t_grpo": {"bonus": 2.0, "ratio": 1.25},
 }
-"""Name -> `rollout.frame_order`; the second is the paper's, arXiv:2503.21776."""
+"""Name -> `rollout.frame_order`. The paper's 0.3 and 0.8 (arXiv:2503.21776) are met by nearly all right completions."""
 ASKED = ("temporal", "spatial", "goal and purpose")
 ORDERED, SHUFFLED = "video", "video, shuffled"
 DATA_SEED = 1
@@ -59,10 +58,10 @@ class Sizes:
     train_videos: int = 600
     eval_videos: int = 400
     sft_rows: int = 600
-    sft_steps: int = 60
-    rl_steps: int = 40
+    sft_steps: int = 100
+    rl_steps: int = 60
     prompts: int = 32
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1)
 
 
 FULL = Sizes()
@@ -124,9 +123,14 @@ class Bench:
         stories = {clip.path: [scene.name for scene in clip.story.scenes] for clip in clips}
         for split, rows in records.items():
             asked = [first_or_last(row, stories[row["videos"]]) for row in rows if row["problem_type"] in ASKED]
-            write_jsonl(self.data / f"{split}_order.jsonl", asked)
-        temporal = [row for row in asked_of(self.data / "eval_order.jsonl") if row["problem_type"] == "temporal"]
-        write_jsonl(self.data / "temporal.jsonl", temporal)
+            temporal = [row for row in asked if row["problem_type"] == "temporal"]
+            if split == "train":
+                left_out = {row["problem_id"] for row in temporal[::2]}
+                write_jsonl(
+                    self.data / "train_order.jsonl", (row for row in asked if row["problem_id"] not in left_out)
+                )
+            if split == "eval":
+                write_jsonl(self.data / "temporal.jsonl", temporal)
 
     def cold_start(self) -> None:
         """The SFT stage that all RL runs begin from."""
@@ -203,11 +207,6 @@ class Bench:
         stage = f"--config={CONFIGS / config}"
         train = [f"--data.train={self.data / 'train_order.jsonl'}", f"--data.cached_media={self.sizes.train_videos}"]
         _run("fit", *self.common, stage, f"--run_dir={self.folder / name}", *train, *options)
-
-
-def asked_of(file: Path) -> list[dict[str, Any]]:
-    """The records of a file."""
-    return list(read_jsonl(file))
 
 
 def first_or_last(row: Mapping[str, Any], objects: Sequence[str]) -> dict[str, Any]:

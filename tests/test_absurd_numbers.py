@@ -33,6 +33,8 @@ from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.sources import DecodeLimits
 from longrl.datamodules.media.subtitles import Subtitles
 from longrl.diffusion.diffusion_module import DiffusionModule
+from longrl.diffusion.objectives import BestOfGroup, DiffusionDPO, DiffusionNFT
+from longrl.diffusion.old_policy import OldPolicySettings
 from longrl.diffusion.picture_grids import PictureGrids
 from longrl.diffusion.prompt_files import PromptFiles
 from longrl.diffusion.rewards.clip import ClipScore
@@ -98,7 +100,8 @@ CLASSES = [
     (RemoteScorer, {"endpoint": ENDPOINT, "cache_dir": "c"}), (CosineLength, {"max_completion_tokens": 8}),
     (SoftOverlong, {"max_completion_tokens": 8, "buffer_tokens": 2}), (LocalPolicy, {"family": TEXT}),
     (EndpointPolicy, {"endpoint": ENDPOINT}), (EvaluationConfig, {"policy": None, "out": "o"}),
-    (DiffusionSampling, {}), (FlowSDE, {}), (CPS, {}),
+    (DiffusionSampling, {}), (FlowSDE, {}), (CPS, {}), (DiffusionNFT, {}), (DiffusionDPO, {}), (BestOfGroup, {}),
+    (OldPolicySettings, {}),
     (RandomWindow, {}), (SlidingWindow, {}), (SD3Family, {"model": "m"}), (WanFamily, {"model": "m"}),
     (DiffusionModule, {"family": SD3Family("m")}), (DiffusionRolloutCallback, {"reward": REWARD}),
     (FrameOrder, {}), (Consistency, {}),
@@ -140,9 +143,8 @@ FilterOptions.num_samples blind_samples limit_s RewardSum.time_limit_s PictureGr
 warn_without_signal_after max_resample_rounds bypass_old_logp_below max_grad_norm warmup_steps lr weight_decay decay
 dropout top_k temperature noise_level kl_coef clip_low clip_high correction_cap max_mismatch max_mean_mismatch
 max_length_ratio max_similarity right_from eval_share sft_share blind_share max_blind_share max_missing_share
-bonus ratio margin
 max_failed_share max_skipped_share TwoSidedMask.low GeometricMask.low stale_low stale_high max_kl Distillation.coef
-sft_coef low retry_after memory
+sft_coef low retry_after memory bonus ratio margin flat_steps decay_per_step max_decay imitation
 """
 """Options that may be 0: none of it, switched off, or the least of a measure."""
 ENDLESS = """

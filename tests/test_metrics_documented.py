@@ -33,6 +33,14 @@ def documented() -> set[str]:
     return names
 
 
+OF_PAIRS = {
+    f"train/{name}"
+    for name in (
+        "preference_accuracy", "reward_margin", "reward_chosen", "reward_rejected", "logp_chosen", "logp_rejected",
+        "loss_preference", "loss_quality", "loss_generation", "reward_shift",
+    )
+}  # fmt: skip
+"""Of `data.stage: preference`: tests/test_preference_runs.py."""
 OF_DRIVER = {
     f"rollout/{name}"
     for name in ("groups_ready", "prompts_in_flight", "asked_again", "dropped", "engine_busy", "engine_requests")
@@ -67,6 +75,7 @@ def names(tmp_path_factory):
     cached = rl(folder)
     cached["model"]["feature_cache_dir"] = str(folder / "features")
     cached["model"]["max_tokens_per_micro_batch"] = 4000
+    cached["model"]["algorithm"]["advantage"] = "longrl.algorithms.part_normalized"
     cached["rollout"]["engine"] = {"class_path": "tests.environment_runs.ShortTurns"}
     cached["rollout"]["environment"] = {
         "make": "tests.environment_runs.Clips",
@@ -94,13 +103,14 @@ def names(tmp_path_factory):
         "init_args": {"model": qwen3_vl_folder(experts=True), **sizes},
     }
     mixture["rollout"]["router_replay"] = True
+    mixture["model"]["algorithm"]["top_entropy_share"] = 0.5
     experts = run(folder / "experts", mixture)
     return logged(trained), logged(kept), logged(run(folder / "sft", sft)), logged(experts)
 
 
 def test_an_rl_run_logs_exactly_the_documented_names(names):
     trained, cached, _, experts = names
-    wanted = documented() - NOT_HERE - OF_DRIVER - {"reward/NAME"} | {"reward/accuracy", "reward/format"}
+    wanted = documented() - NOT_HERE - OF_DRIVER - OF_PAIRS - {"reward/NAME"} | {"reward/accuracy", "reward/format"}
     assert trained | cached | experts == wanted
 
 
@@ -113,9 +123,12 @@ def test_what_a_name_depends_on_is_documented(names):
     of_tools |= {name for name in documented() - NOT_HERE if name.startswith("data/")}
     of_encoder = {"train/grad_norm_vision_encoder", "train/grad_norm_projector"}
     assert cached - trained == of_cache - {"throughput/feature_hit_rate"} | of_tools | of_teacher
-    assert trained - cached == of_encoder
+    of_signals = {"reward/order", "rollout/accuracy_in_order", "rollout/accuracy_shuffled"}
+    of_signals |= {"train/answer_likelihood", "train/consistent_share"}
+    assert trained - cached == of_encoder | of_signals
     of_experts = {name for name in documented() if "expert" in name or "router" in name}
-    assert experts - trained == of_experts
+    of_top_entropy = {"train/entropy_threshold", "train/high_entropy_share"}
+    assert experts - trained == of_experts | of_top_entropy
     assert sft < documented()
     assert {"train/loss", "train/grad_norm_language_model", "time/step", "memory/update"} < sft
     assert not any(name.startswith(("rollout/", "reward/")) for name in sft)

@@ -86,8 +86,8 @@ class FrameOrder:
                 indices.append(index)
         count = self.num_generations or max(1, sampling.num_generations // 2)
         samplings = [replace(sampling, num_generations=count)]
-        shuffled = RolloutRequest(prompts, engine_prompts, samplings, request.seed)
-        return replace(request, shuffled=shuffled, shuffled_of=indices)
+        further = RolloutRequest(prompts, engine_prompts, samplings, request.seed)
+        return replace(request, shuffled=further, shuffled_of=indices)
 
     def add_bonus(self, groups: Sequence[Group]) -> None:
         """Adds the bonus to the rewards of groups, and the part `order` to their parts; NaN where it does not apply."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -72,7 +72,7 @@ def objective_losses(
 
 
 @torch.no_grad()
-def old_velocities(module: DiffusionModule, make: list[Callable[[], NoisedBatch]]) -> list[Tensor | None]:
+def old_velocities(module: DiffusionModule, make: Sequence[Callable[[], NoisedBatch]]) -> list[Tensor | None]:
     """[R, ...] velocities of each micro-batch by the old policy; every rank of the run must call it.
 
     They stay on the device: 4 bytes for each value of a latent and row, for SD3.5 at 512 x 512 256 KiB a row.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +33,7 @@ from longrl.modules.mini_batches import FlatGroups, RolloutLoss, TokenLoss, flat
 from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.preference_loss import RewardShift
-from longrl.modules.preference_step import preference_step, preference_validation
+from longrl.modules.preference_step import check_stage, preference_step, preference_validation
 from longrl.modules.scoring import PackedScoring, TokenScores, all_media as all_media
 from longrl.modules.sft_step import sft_step, sft_validation
 from longrl.modules.skipped_steps import text_record
@@ -46,8 +45,6 @@ from longrl.packing.lengths import micro_batch_limit
 from longrl.packing.pack import Continuations
 from longrl.strategies.fsdp import RootModule
 from longrl.types import Batch, Features, Metrics, PolicyOutput, Prompt
-
-logger = logging.getLogger(__name__)
 
 
 class PolicyModule(TrainedModule):
@@ -120,7 +117,7 @@ class PolicyModule(TrainedModule):
         if self.algorithm.fp32_lm_head:
             family.fp32_lm_head = True
         self.preference = preference or Preference()
-        self._preference_is_given = preference is not None
+        self.preference_is_given = preference is not None
         self.reward_shift = RewardShift()
         """Of the quality loss of pairs."""
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
@@ -171,8 +168,8 @@ class PolicyModule(TrainedModule):
         if stage == "fit" and not self.is_rl():  # in RL the rollout callback knows how long completions may become
             limit = micro_batch_limit(self.max_tokens_per_micro_batch, self.parallel.degrees)
             data_module_of(self.trainer).limit_lengths([limit], ("train", "val"))
-        if stage == "fit" and self._preference_is_given and not self.learns_pairs():
-            logger.warning("model.preference has no effect without data.stage=preference; set that, or leave it out")
+        if stage == "fit":
+            check_stage(self)
 
     @override
     def build_model(self) -> nn.Module:

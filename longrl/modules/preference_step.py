@@ -5,6 +5,7 @@ A pair is a group of two: its prompt is computed once for both answers, its medi
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,8 @@ from longrl.types import Batch, Continuation, Metrics, Prompt
 
 if TYPE_CHECKING:
     from longrl.modules.policy import PolicyModule
+
+logger = logging.getLogger(__name__)
 
 
 def preference_step(policy: PolicyModule, batch: Batch) -> Metrics:
@@ -62,6 +65,23 @@ def preference_validation(policy: PolicyModule, batch: Batch) -> dict[str, tuple
     loss = PreferenceLoss.of_pairs(policy.preference, pairs, ref_logp, 1, policy.reward_shift.mean, policy.device)
     losses, values = loss.of_sums(loss.sums(logp, token_answers(pairs, policy.device)))
     return {name: (float(each.sum()), len(pairs)) for name, each in {"loss": losses, **values}.items()}
+
+
+def check_stage(policy: PolicyModule) -> None:
+    """Compares the objective on pairs with the run's stage, before weights are loaded.
+
+    Raises:
+        ValueError: a teacher is to teach pairs.
+    """
+    if not policy.learns_pairs():
+        if policy.preference_is_given:
+            logger.warning("model.preference has no effect without data.stage=preference; set that, or leave it out")
+        return
+    if policy.distiller is not None:
+        raise ValueError(
+            "model.teacher teaches answers one by one, and data.stage=preference compares two of them; leave the "
+            "teacher out, or set data.stage to sft or rl"
+        )
 
 
 def answers_of(prompt: Prompt) -> list[Continuation]:

@@ -237,7 +237,9 @@ class Plan:
     moment_bytes: float | None = None
     """Size of a value of one of the optimizer's moments; None for that of what trains."""
     reference: bool = False
-    """True if a reference policy is kept for the KL penalty."""
+    """True if a reference policy is kept."""
+    pairs: bool = False
+    """Completions are the two answers of pairs, which need it for more than a penalty."""
     teachers: tuple[TeacherShare, ...] = ()
     """Of `model.teacher`, those whose weights are here."""
     teacher_top_k: int | None = None

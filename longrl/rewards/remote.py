@@ -193,7 +193,7 @@ class RemoteScorer(BatchReward[Completion]):
 
 def scored_item(completion: Completion, row: Row) -> Item:
     """What a scorer is sent of a completion: its text, and the row's question, answer, media files and metadata."""
-    item = {
+    item: dict[str, Any] = {
         "id": row.id,
         "prompt": row.problem,
         "completion": completion.text,

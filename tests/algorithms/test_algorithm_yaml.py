@@ -1,5 +1,6 @@
 """Every file of configs/algorithm/ as jsonargparse builds it, and as the trainer will use it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,11 @@ def parse(*arguments: str) -> Algorithm:
 
 def test_every_file_is_expected_here():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == EXPECTED.keys()
+
+
+def test_every_file_is_in_the_table_of_the_docs():
+    page = (CONFIGS.parents[1] / "docs" / "algorithms.md").read_text()
+    assert [name for name in EXPECTED if not re.search(rf"\b{name}\b", page)] == []
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -4,6 +4,7 @@
 0.10.1 does (the one of the InternVL authors' MPO), and `BCO` what `bco_loss` of TRL's BCOTrainer does, pair after pair.
 """
 
+import dataclasses
 import math
 
 import pytest
@@ -92,10 +93,8 @@ def test_gradients_raise_the_chosen_answer_and_lower_the_other(name):
             values = []
             for sign in (1, -1):
                 shifted = {tensor: tensor + sign * step}
-                fields = [
-                    shifted.get(value, value) for value in vars(pairs).values() if isinstance(value, torch.Tensor)
-                ]
-                values.append(loss(PairScores(*fields[:6]), beta))
+                fields = [getattr(pairs, field.name) for field in dataclasses.fields(pairs)]
+                values.append(loss(PairScores(*(shifted.get(value, value) for value in fields)), beta))
         slope = (values[0] - values[1]) / (2 * step)
         grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
         torch.testing.assert_close(grad, slope, rtol=1e-6, atol=1e-8)

@@ -165,8 +165,9 @@ def record_of(objective, *groups):
 # ---- gradients ----
 
 
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize(
+    ("name", "objective"), [("sd3", "nft"), ("sd3", "dpo"), ("sd3", "best"), ("wan", "nft"), ("wan", "dpo")]
+)
 def test_any_split_into_micro_batches_gives_the_same_gradient(name, objective):
     found = []
     for size in (100, 1, 5):
@@ -263,7 +264,7 @@ def test_loss_and_every_gradient_on_two_ranks_are_those_of_one(name, objective, 
     losses, gradients = losses_and_gradients(1, 1, name, objective, options)
     for found, grads in run_distributed(losses_and_gradients, 2, 2, sp, name, objective, options):
         assert found == pytest.approx(losses, rel=1e-4)
-        for step, tolerance in enumerate((1e-4, 2e-3)):
+        for step, tolerance in enumerate((1e-5, 2e-3)):
             largest = max(float(grad.abs().max()) for grad in gradients[step].values())
             assert grads[step].keys() == gradients[step].keys()
             for key, grad in gradients[step].items():

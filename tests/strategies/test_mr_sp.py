@@ -23,7 +23,7 @@ from longrl.testing.sample_turns import random_turns
 from longrl.types import FULL_SHARD, Batch, FrameShard
 from tests.distributed import run_distributed
 from tests.families import proves
-from tests.modules import test_partial_rollouts
+from tests.modules import test_partial_rollouts, test_preference_step
 from tests.modules.test_policy import (
     answers_of,
     disturb_text,
@@ -128,6 +128,8 @@ class Case:
     teacher: str | None = None
     """How a wider model teaches, of tests/teachers.py, that reads other prompts for some groups."""
     offload_teacher: bool = False
+    pairs: str | None = None
+    """The objective on pairs of answers, of tests/modules/test_preference_step.py."""
 
     def family(self):
         if self.vila_pool is not None:
@@ -230,7 +232,7 @@ def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torc
     data, of = rank // sp_group, devices // sp_group
     groups = case.groups(FrameShard(rank % sp_group, sp_group), pixels_left_out=True)[data::of]
     prompts = [group.prompt for group in groups]
-    if case.sft:
+    if case.sft or case.pairs:
         batch = Batch(taught(case, FrameShard(rank % sp_group, sp_group))[data::of])
     else:
         batch = Batch(prompts, groups=groups)
@@ -241,23 +243,27 @@ def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torc
         algorithm=case.algorithm(),
         max_tokens_per_micro_batch=case.budget,
         mini_batches_per_rollout=case.mini_batches,
+        preference=test_preference_step.OBJECTIVES.get(case.pairs),
         **case.distilled(),
     )
+    policy.reward_shift.add(0.3, 4)
     strategy = MRSPStrategy(case.sp, num_replicas=case.replicas, num_gather_chunks=case.chunks, timeout_s=600)
     seen = train(
         policy,
         batch,
-        before=disturb_sharded if case.kl or case.lora else lambda policy: None,
+        before=disturb_sharded if case.kl or case.lora or case.pairs else lambda policy: None,
         strategy=strategy,
         devices=devices,
-        callbacks=[] if case.sft else [Encode()],
+        callbacks=[] if case.sft or case.pairs else [Encode()],
     )
-    return seen.metrics[-1], seen.gradients[-1]
+    return seen.metrics[-1] | {"shift": policy.reward_shift.total}, seen.gradients[-1]
 
 
 def taught(case: Case, shard: FrameShard):
     """Prompts with their targets."""
     family = case.family()
+    if case.pairs:
+        return test_preference_step.with_pairs(family, case.rendered(shard))
     prompts = with_targets(case.rendered(shard))
     if not case.turns:
         return prompts
@@ -302,7 +308,11 @@ def of_one_process(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
         with torch.no_grad():
             prompts = [group.prompt for group in groups]
             options = {"reference": separate_logps(plain, prompts, answers_of(groups)), "kl_coef": 0.3}
-    if case.kl or case.lora:
+    if case.pairs:
+        with torch.no_grad():
+            prompts = taught(case, FULL_SHARD)
+            reference = separate_logps(plain, prompts, test_preference_step.answered(prompts))
+    if case.kl or case.lora or case.pairs:
         disturb_text(policy)
         plain = stock(policy.model, family)
     if case.replay:  # the reference above chose its own
@@ -312,6 +322,12 @@ def of_one_process(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
         logp = separate_logps(plain, prompts, [[prompt.response] for prompt in prompts])
         (-logp.mean()).backward()
         loss = float(-logp.mean())
+        grads = gradients(plain)
+    elif case.pairs:
+        logp = separate_logps(plain, prompts, test_preference_step.answered(prompts))
+        total, _ = test_preference_step.loss_by_hand(case.pairs, logp, reference, prompts, shift=0.3)
+        total.backward()
+        loss = total.item()
         grads = gradients(plain)
     elif case.cut:
         loss, grads = test_partial_rollouts.gradients_by_hand(plain, None, groups, case.cut, token_mean=True)
@@ -396,6 +412,22 @@ def test_what_completions_are_shown_is_shared(devices):
         ],
     }
     check(grids[devices], devices)
+
+
+@pytest.mark.parametrize("devices", [2])
+def test_pairs_are_whole_wherever_their_rows_are(devices):
+    """Sums over answers are of all ranks that share a sequence; a rank without a pair; adapters off; a mean reward."""
+    cases = [
+        Case(sp=1, pairs="mpo", budget=120),
+        Case(sp=2, pairs="mpo", budget=60, freeze=True, checkpointing=True),
+        Case(sp=2, pairs="dpo", prompts="text", model="qwen2.5 text", lora=True, budget=40),
+        Case(sp=1, pairs="ipo", prompts="text", model="qwen2.5 text", budget=90),
+        Case(sp="auto", pairs="simpo", freeze=True, budget=80),
+    ]
+    found = check(cases, devices)
+    one, other = (rank[0][0]["shift"] for rank in found)
+    assert one == other
+    assert one == pytest.approx(found[0][1][0]["shift"], rel=1e-4)
 
 
 @proves("SP", "qwen2.5", "qwen3", "llama3")

@@ -33,6 +33,7 @@ from longrl.rewards.options import parse_options
 from longrl.types import (
     FULL_SHARD,
     AudioClip,
+    Continuation,
     Frames,
     FrameShard,
     MediaKind,
