@@ -28,6 +28,7 @@ from longrl.datamodules.loading.learning_progress import LearningProgress
 from longrl.datamodules.loading.mixing import DataSource
 from longrl.datamodules.loading.pass_rates import PassRates
 from longrl.datamodules.loading.schedules import Schedule
+from longrl.datamodules.loading.teacher_view import TeacherView
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.opening import MediaLimits
 from longrl.datamodules.media.sampling import VideoSampling
@@ -64,6 +65,7 @@ from longrl.modules.consistency import Consistency
 from longrl.modules.local_teacher import LocalTeacher
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.policy import PolicyModule
+from longrl.modules.server_teacher import ServerTeacher
 from longrl.pipeline import config as pipeline
 from longrl.planning.run_plan import PlanOptions
 from longrl.rewards.judge import Judge
@@ -94,6 +96,7 @@ CLASSES = [
     (PassRates, {}), (LearningProgress, {}), (Curriculum, {"pass_rates": PassRates()}),
     (Schedule, {"steps": [0], "values": [8.0]}),
     (Subtitles, {}), (MediaLimits, {}), (DecodeLimits, {}),
+    (TeacherView, {}), (ServerTeacher, {"urls": "http://127.0.0.1:1", "family": TEXT}),
     (RolloutCallback, {"reward": REWARD}), (Watchdog, {}), (Checkpoint, {}), (Generations, {}), (TerminalView, {}),
     (EvaluationReport, {}), (HFEngine, {}), (VLLMEngine, {}), (VLLMServerEngine, {"urls": "http://127.0.0.1:1"}),
     (RewardTerm, {"function": "longrl.rewards.accuracy"}), (RewardSum, {"terms": REWARD.terms}),
