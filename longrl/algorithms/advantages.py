@@ -140,6 +140,8 @@ class Outcomes:
     """[N] squared norm of the gradient of each token's log-probability with respect to its logits."""
     all_reduce: AllReduce = single_rank
     """Sums over ranks, for the statistics of the whole batch."""
+    task_deviations: Tensor | None = None
+    """[P] of all rewards of the group's task so far, this rollout's included: for advantages with a `task_decay`."""
 
     @cached_property
     def returns(self) -> Tensor:
@@ -180,6 +182,11 @@ class Outcomes:
 def raw(outcomes: Outcomes) -> Tensor:
     """A = r: REINFORCE without baseline (Williams 1992; for language models arXiv:2402.14740). [P, G]."""
     return outcomes.returns
+
+
+def no_advantage(outcomes: Outcomes) -> Tensor:
+    """A = 0: rewards are measured and teach nothing, for a teacher alone to do so (`model.distillation`). [P, G]."""
+    return torch.zeros_like(outcomes.returns)
 
 
 @needs(groups=True)

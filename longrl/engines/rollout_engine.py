@@ -303,6 +303,11 @@ class RolloutRequest:
     samplings: Sequence[SamplingParams]
     """Every one gives a list of groups."""
     seed: int
+    shuffled: RolloutRequest | None = None
+    """Some of the prompts once more, with the cells of their videos in another order: their completions are compared
+    with the others and never trained on."""
+    shuffled_of: Sequence[int] = ()
+    """For each of those the index of the prompt that it is."""
 
 
 def generate_shards(
@@ -315,6 +320,8 @@ def generate_shards(
     environment: EnvironmentRunner | None = None,
 ) -> list[GeneratedShards]:
     """This rank's shards, for each way of sampling: one call of the engine for whole prompts, one per part of a prompt.
+
+    Behind them come those of `request.shuffled`.
 
     Args:
         engine: generates.
@@ -350,6 +357,8 @@ def generate_shards(
                     completions = [replace(completion, prompt_experts=None) for completion in completions]
                 generated.append((shard, Group(request.prompts[shard.prompt], completions)))
         by_sampling.append(generated)
+    if request.shuffled is not None:
+        by_sampling += generate_shards(engine, family, model, request.shuffled, features, sp_group, environment)
     return by_sampling
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from longrl.features.cache import HasMedia
 from longrl.io.pulse import PULSE
 from longrl.packing.experts import with_experts
 from longrl.packing.pack import Continuations, continuations, dummy_micro_batch, pack
@@ -125,3 +126,8 @@ class PackedScoring:
         if sequence.size < sp_group.size:  # other ranks of the group had the other micro-batches
             scores = sp_group.sum(scores) / sequence.size
         return TokenScores(*scores)
+
+
+def all_media(prompts: Sequence[Prompt], completions: Continuations) -> list[HasMedia]:
+    """Prompts and what follows them: all that has media."""
+    return [*prompts, *(completion for group in continuations(completions) for completion in group)]

@@ -144,8 +144,10 @@ def host_memory(plan: Plan, prefetched_prompts: int) -> MemoryParts:
     if plan.offload:  # weights, gradients, moments and the reference
         on_device = replace(plan, offload=False)
         offloaded = f.weight_memory(on_device) + f.adapter_memory(on_device) + 3 * f.trained_memory(on_device)
-        has_reference = plan.reference and not plan.sizes.adapter_params
-        offloaded += plan.weight_bytes * plan.sizes.text_params / plan.shards if has_reference else 0.0
+        if plan.reference and plan.moving_reference:
+            offloaded += f.reference_memory(on_device)
+        elif plan.reference and not plan.sizes.adapter_params:
+            offloaded += plan.weight_bytes * plan.sizes.text_params / plan.shards
     if plan.checkpoints_on_host:  # of one micro-batch
         one = f.checkpoint_memory(plan, micro_batch(plan).local_rows(plan), 1)
         offloaded += float(len(plan.sizes.layer_params) * pinned(one))
@@ -245,7 +247,7 @@ def _changes(plan: Plan) -> list[tuple[str, object, Plan]]:
         (plan.gathered_bytes > 2, f"{strategy}.sharding.compute_dtype", "bfloat16", {"gathered_bytes": 2}),
         (prompts > 0, "data.prompts_per_batch", prompts, {"prompts_per_batch": prompts}),
         (not plan.offload, f"{strategy}.sharding.offload", "true", {"offload": True}),
-        (plan.reference, "model.algorithm.kl_coef", 0, {"reference": False}),
+        (plan.reference and not plan.pairs, "model.algorithm.kl_coef", 0, {"reference": False}),
     ]
     return [(name, value, replace(plan, **fields)) for applies, name, value, fields in changes if applies]
 

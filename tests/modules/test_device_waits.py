@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from longrl import algorithms
-from longrl.algorithms import Algorithm
+from longrl.algorithms import Algorithm, Distillation
 from longrl.algorithms.losses import Tokens
 from longrl.models.building import BuildsModel
 from longrl.modules.mini_batches import MiniBatch, RolloutLoss
@@ -29,6 +29,7 @@ from longrl.strategies import sequence as sequence_module
 from longrl.strategies.sequence import SequenceParallel
 from longrl.types import Batch, PolicyOutput, to_device
 from tests.modules.test_policy import batch_of, policy_of, sampled, text_prompts, tokens_of, train, with_targets
+from tests.teachers import wide_text_teacher
 from tests.tiny import (
     frames,
     omni_family,
@@ -59,7 +60,7 @@ def waits_of_updates(monkeypatch, micro_batch_tokens: int, stage: str, **options
     """In one rollout or batch of 3 prompts: waits within the update of the weights, and micro-batches."""
     counts = []
     micro_batches = []
-    update = PolicyModule._update
+    update = PolicyModule.take_step
     make = PackedScoring.micro_batches
 
     def counted(policy, *args):
@@ -68,15 +69,17 @@ def waits_of_updates(monkeypatch, micro_batch_tokens: int, stage: str, **options
         counts.append(waits.count)
         return result
 
-    def noted(policy, *args):
+    def noted(policy, *args, **options):
         with _disable_current_modes():  # to pack is the host's
-            made = make(policy, *args)
+            made = make(policy, *args, **options)
         micro_batches.append(len(made[0]))
         return made
 
-    monkeypatch.setattr(PolicyModule, "_update", counted)
+    monkeypatch.setattr(PolicyModule, "take_step", counted)
     monkeypatch.setattr(PackedScoring, "micro_batches", noted)
     torch.manual_seed(0)
+    if "distillation" in options:
+        options["teacher"] = wide_text_teacher()
     policy = policy_of(text_family(), max_tokens_per_micro_batch=micro_batch_tokens, **options)
     prompts = text_prompts(policy.family)
     if stage == "sft":
@@ -139,8 +142,14 @@ SEQUENCES = {"surrogate": algorithms.sequence_clipped, "correction": algorithms.
 
 @pytest.mark.parametrize(
     ("stage", "options"),
-    [("sft", {}), ("rl", {}), ("rl", {"algorithm": Algorithm(**SEQUENCES)})],
-    ids=["sft", "rl", "rl by sequences"],
+    [
+        ("sft", {}),
+        ("rl", {}),
+        ("rl", {"algorithm": Algorithm(**SEQUENCES)}),
+        ("rl", {"distillation": Distillation()}),
+        ("sft", {"distillation": Distillation("forward_kl", top_k=3)}),
+    ],
+    ids=["sft", "rl", "rl by sequences", "rl with a teacher", "sft with a teacher"],
 )
 def test_an_update_waits_as_often_whatever_the_number_of_micro_batches(monkeypatch, stage, options):
     few, one = waits_of_updates(monkeypatch, 10_000, stage, **options)

@@ -69,7 +69,7 @@ class Given(LightningDataModule):
 
     def __init__(self, batches, stage):
         super().__init__()
-        self.batches, self.renderer = batches, SimpleNamespace(stage=stage)
+        self.batches, self.renderer, self.datasets = batches, SimpleNamespace(stage=stage), {}
 
     def limit_lengths(self, limits, splits):
         """The batches are what they are."""
@@ -109,7 +109,9 @@ class RenderedPrompt(Callback):
 
 def train(policy, *batches, before=lambda policy: None, callbacks=(), **options):
     seen = RenderedPrompt(before)
-    stage = "sft" if batches[0].groups is None else "rl"
+    stage = "rl"
+    if batches[0].groups is None:
+        stage = "preference" if any(prompt.rejected is not None for prompt in batches[0].prompts) else "sft"
     trainer = Trainer(
         **{
             "accelerator": "cpu",
