@@ -73,8 +73,8 @@ class Distiller:
         """
         if stage == "preference":
             raise ValueError(
-                "model.teacher teaches rollouts and stored texts, and data.stage=preference trains on pairs; set "
-                "model.teacher to null, or data.stage to sft"
+                "model.teacher teaches rollouts and stored texts, and data.stage=preference trains on pairs; "
+                "set model.teacher to null, or data.stage to sft"
             )
         is_rl = stage == "rl"
         if not is_rl and self.distillation.divergence == "sampled":

@@ -32,7 +32,7 @@ from longrl.modules.mini_batches import FlatGroups, RolloutLoss, TokenLoss, flat
 from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.preference_loss import RewardShift
-from longrl.modules.preference_step import check_stage, preference_step, preference_validation
+from longrl.modules.preference_step import preference_step, preference_validation, warn_without_pairs
 from longrl.modules.scoring import PackedScoring, TokenScores, all_media as all_media
 from longrl.modules.sft_step import sft_step, sft_validation
 from longrl.modules.skipped_steps import text_record
@@ -168,7 +168,7 @@ class PolicyModule(TrainedModule):
             limit = micro_batch_limit(self.max_tokens_per_micro_batch, self.parallel.degrees)
             data_module_of(self.trainer).limit_lengths([limit], ("train", "val"))
         if stage == "fit":
-            check_stage(self)
+            warn_without_pairs(self)
 
     @override
     def build_model(self) -> nn.Module:
