@@ -186,9 +186,6 @@ class LongVideoReason(StreamedData):
         self.seed = seed
         self.loader_options = LoaderOptions(num_workers, prefetch_prompts or prompts_per_batch, multiprocessing_context)
         self.curriculum = curriculum
-        if curriculum is not None:
-            ahead = self.loader_options.rendered_ahead
-            curriculum.check(stage, self.sources["train"], video, prompts_per_batch, ahead)
         self.bad_records = bad_records
         self.check_files = check_files
         self.allow_outside_paths = allow_outside_paths
@@ -227,6 +224,10 @@ class LongVideoReason(StreamedData):
     @override
     def setup(self, stage: str) -> None:
         """Reads as `StreamedData.setup`; ranks of a sequence-parallel group decode their own frames."""
+        if stage == "fit" and self.curriculum is not None:
+            ahead = self.loader_options.rendered_ahead
+            shown = self.renderer.stage, self.sources["train"], self.renderer.video
+            self.curriculum.check(*shown, self.prompts_per_batch, ahead)
         parallel = self._parallel()
         sp_group = parallel.sp_group
         self.renderer.shard = FrameShard(sp_group.rank, sp_group.size)
