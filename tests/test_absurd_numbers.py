@@ -7,10 +7,16 @@ from typing import Literal
 import pytest
 from jsonargparse import ArgumentError, ArgumentParser
 
+from longrl.algorithms import EntropyControl, KLControl, MovingReference, TaskNormalized
 from longrl.algorithms.algorithm import Algorithm
-from longrl.algorithms.losses import BoundedK3, Constant, DualClipped
+from longrl.algorithms.corrections import GeometricMask, OffPolicySequenceMask, TwoSidedMask
+from longrl.algorithms.distillation import Distillation
+from longrl.algorithms.losses import BoundedK3, Constant, DualClipped, SoftGated, StaleClipped
+from longrl.algorithms.preferences import Preference, SimPO, SmoothedDPO
+from longrl.algorithms.sequence_surrogates import SequenceDualClipped
 from longrl.callbacks.checkpoint import Checkpoint
 from longrl.callbacks.evaluation import EvaluationReport
+from longrl.callbacks.frame_order import FrameOrder
 from longrl.callbacks.generations import Generations
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.callbacks.terminal_view import TerminalView
@@ -22,12 +28,15 @@ from longrl.datamodules.loading.learning_progress import LearningProgress
 from longrl.datamodules.loading.mixing import DataSource
 from longrl.datamodules.loading.pass_rates import PassRates
 from longrl.datamodules.loading.schedules import Schedule
+from longrl.datamodules.loading.teacher_view import TeacherView
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.opening import MediaLimits
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.sources import DecodeLimits
 from longrl.datamodules.media.subtitles import Subtitles
 from longrl.diffusion.diffusion_module import DiffusionModule
+from longrl.diffusion.objectives import BestOfGroup, DiffusionDPO, DiffusionNFT
+from longrl.diffusion.old_policy import OldPolicySettings
 from longrl.diffusion.picture_grids import PictureGrids
 from longrl.diffusion.prompt_files import PromptFiles
 from longrl.diffusion.rewards.clip import ClipScore
@@ -45,18 +54,24 @@ from longrl.engines.vllm import VLLMEngine
 from longrl.evaluation.benchmark import EvaluationConfig
 from longrl.evaluation.endpoint_policy import EndpointPolicy
 from longrl.evaluation.local_policy import LocalPolicy
+from longrl.evaluation.own_answers import ChoiceRules
 from longrl.models.ema import EMASettings
 from longrl.models.lora import LoRASettings
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
 from longrl.models.vila import VilaFamily
+from longrl.modules.consistency import Consistency
+from longrl.modules.local_teacher import LocalTeacher
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.policy import PolicyModule
+from longrl.modules.server_teacher import ServerTeacher
 from longrl.pipeline import config as pipeline
 from longrl.planning.run_plan import PlanOptions
 from longrl.rewards.judge import Judge
 from longrl.rewards.length import CosineLength, SoftOverlong
+from longrl.rewards.remote import RemoteScorer
+from longrl.rewards.reward_model import RewardModel
 from longrl.rewards.reward_sum import RewardSum, RewardTerm
 from longrl.strategies.mr_sp import MRSPStrategy
 from longrl.types import SamplingParams
@@ -69,23 +84,32 @@ CLASSES = [
     (pipeline.SplitOptions, {}), (pipeline.CaptionOptions, {}), (pipeline.TimelineOptions, {}),
     (pipeline.QuestionOptions, {}), (pipeline.ValidateOptions, {}), (pipeline.RewriteOptions, {}),
     (pipeline.FilterOptions, {}), (pipeline.ExportOptions, {}), (pipeline.PipelineConfig, {"videos": "v", "out": "o"}),
+    (KLControl, {"target": 0.1}), (EntropyControl, {"target": 0.1}), (MovingReference, {}), (TaskNormalized, {}),
     (EMASettings, {}), (LoRASettings, {}), (Algorithm, {}), (DualClipped, {}), (BoundedK3, {}),
+    (SoftGated, {}), (SequenceDualClipped, {}), (StaleClipped, {"stale_low": 0.5, "stale_high": 1.0}),
+    (TwoSidedMask, {}), (GeometricMask, {}), (OffPolicySequenceMask, {"max_kl": 0.5}),
     (Constant, {"max_completion_tokens": 8}), (SamplingParams, {}), (OptimizerSettings, {}),
+    (Distillation, {}), (LocalTeacher, {"family": TEXT}),
     (PolicyModule, {"family": TEXT}), (TextFamily, {"model": "m"}), (Qwen2_5_VLFamily, {"model": "m"}),
     (Qwen3VLFamily, {"model": "m"}), (VilaFamily, {"model": "m"}), (MRSPStrategy, {}),
     (LongVideoReason, {"family": TEXT}), (VideoSampling, {}),
     (PassRates, {}), (LearningProgress, {}), (Curriculum, {"pass_rates": PassRates()}),
     (Schedule, {"steps": [0], "values": [8.0]}),
     (Subtitles, {}), (MediaLimits, {}), (DecodeLimits, {}),
+    (TeacherView, {}), (ServerTeacher, {"urls": "http://127.0.0.1:1", "family": TEXT}),
     (RolloutCallback, {"reward": REWARD}), (Watchdog, {}), (Checkpoint, {}), (Generations, {}), (TerminalView, {}),
     (EvaluationReport, {}), (HFEngine, {}), (VLLMEngine, {}), (VLLMServerEngine, {"urls": "http://127.0.0.1:1"}),
     (RewardTerm, {"function": "longrl.rewards.accuracy"}), (RewardSum, {"terms": REWARD.terms}),
-    (Judge, {"endpoint": ENDPOINT, "cache_dir": "c"}), (CosineLength, {"max_completion_tokens": 8}),
+    (Judge, {"endpoint": ENDPOINT, "cache_dir": "c"}), (RewardModel, {"folder": "f"}),
+    (RemoteScorer, {"endpoint": ENDPOINT, "cache_dir": "c"}), (CosineLength, {"max_completion_tokens": 8}),
     (SoftOverlong, {"max_completion_tokens": 8, "buffer_tokens": 2}), (LocalPolicy, {"family": TEXT}),
     (EndpointPolicy, {"endpoint": ENDPOINT}), (EvaluationConfig, {"policy": None, "out": "o"}),
-    (DiffusionSampling, {}), (FlowSDE, {}), (CPS, {}),
+    (DiffusionSampling, {}), (FlowSDE, {}), (CPS, {}), (DiffusionNFT, {}), (DiffusionDPO, {}), (BestOfGroup, {}),
+    (OldPolicySettings, {}),
     (RandomWindow, {}), (SlidingWindow, {}), (SD3Family, {"model": "m"}), (WanFamily, {"model": "m"}),
     (DiffusionModule, {"family": SD3Family("m")}), (DiffusionRolloutCallback, {"reward": REWARD}),
+    (Preference, {}), (SmoothedDPO, {}), (SimPO, {}), (ChoiceRules, {}),
+    (FrameOrder, {}), (Consistency, {}),
     (PictureGrids, {}), (PromptFiles, {}), (ClipScore, {"folder": "f"}), (MotionAmount, {}), (OcrMatch, {}),
 ]  # fmt: skip
 """Everything with numbers that a user sets, and what it cannot do without. Its options are found by themselves."""
@@ -112,7 +136,10 @@ def given(made, base, name, kind, text):
     return made(**(base | {name: value}))
 
 
-BELOW_0 = "seed init_seed RewardTerm.weight right_short right_full wrong_short wrong_full exceeded num_threads"
+BELOW_0 = """
+seed init_seed RewardTerm.weight right_short right_full wrong_short wrong_full exceeded num_threads
+ChoiceRules.wrong_below min_reward
+"""
 """Options that may be below 0."""
 ZERO = """
 seed init_seed RewardTerm.weight right_short right_full wrong_short wrong_full exceeded retries backoff_s
@@ -122,14 +149,18 @@ kv_cache_gib launch_us feature_cache_gib feature_cache_disk_gib feature_cache_by
 cached_media max_held_mib num_cards min_clip_s scene_threshold length_slack max_answer_words min_steps
 FilterOptions.num_samples blind_samples limit_s RewardSum.time_limit_s PictureGrids.every_n_steps
 warn_without_signal_after max_resample_rounds bypass_old_logp_below max_grad_norm warmup_steps lr weight_decay decay
-dropout top_k temperature noise_level kl_coef clip_low clip_high correction_cap max_mismatch max_mean_mismatch
+dropout top_k temperature noise_level kl_coef entropy_coef EntropyControl.lowest clip_low clip_high correction_cap
+max_mismatch max_mean_mismatch
 max_length_ratio max_similarity right_from eval_share sft_share blind_share max_blind_share max_missing_share
-max_failed_share max_skipped_share low retry_after memory
+max_failed_share max_skipped_share TwoSidedMask.low GeometricMask.low stale_low stale_high max_kl Distillation.coef
+sft_coef low retry_after memory bonus ratio margin flat_steps decay_per_step max_decay imitation
+ChoiceRules.wrong_below min_reward quality_weight generation_weight gamma label_smoothing
 """
 """Options that may be 0: none of it, switched off, or the least of a measure."""
 ENDLESS = """
 clip_low clip_high correction_cap advantage_limit bound limit max_grad_norm max_mismatch max_mean_mismatch
-bypass_old_logp_below limit_s silent_s every_n_minutes max_s max_decode_s
+bypass_old_logp_below limit_s silent_s every_n_minutes max_s max_decode_s TwoSidedMask.high GeometricMask.high
+stale_low stale_high
 """
 """Limits that may be infinite, which is none."""
 

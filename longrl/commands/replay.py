@@ -137,6 +137,8 @@ def replay_step(
     grad_norm = float(total_norm([p.grad for p in policy.model.parameters() if p.grad is not None]))
     if watch.finding is None and not math.isfinite(grad_norm):
         watch.note(Finding("gradient", "all weights", "each gradient is finite, the norm overflows: that"))
+    if "teacher_logp" in step.tensors:
+        remarks.append("the step had a teacher's term, which is left out here: model.teacher is not loaded")
     remarks += [f"not finite before anything ran, {finding}" for finding in watch.weights[:4]]
     return Replay(watch.finding, loss, grad_norm, dict(step.facts), source or "the family's own", remarks)
 
@@ -153,7 +155,8 @@ def take_step(policy: PolicyModule, step: StepRecord, prompts: Sequence[Prompt],
     for packed in micro_batches:
         assert packed is not None, "one rank has no others to wait for"
         watch.packed = packed
-        output = policy.policy(packed, features, policy.temperature, sequence)
+        options = loss_of.forward_options(packed, packed)
+        output = policy.policy(packed, features, policy.temperature, sequence, **options)
         note_scores(watch, "logp", output.logp)
         note_scores(watch, "entropy", output.entropy)
         result = loss_of(packed.to(policy.device), output)
@@ -219,4 +222,5 @@ def recorded_loss(policy: PolicyModule, step: StepRecord) -> TokenLoss:
         weights=weights,
         nonfinite=torch.zeros_like(weights, dtype=torch.bool),
     )
-    return RolloutLoss(policy.algorithm, batch)
+    had = {name: step.facts[name] for name in ("kl_coef", "entropy_coef") if name in step.facts}
+    return RolloutLoss(dataclasses.replace(policy.algorithm, **had), batch)

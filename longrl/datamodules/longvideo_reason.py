@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -35,6 +36,7 @@ from longrl.datamodules.loading.row_checks import unusable_rows
 from longrl.datamodules.loading.row_order import RowOrder, RowSequence
 from longrl.datamodules.loading.schedules import StepBudgets, frames_multiple_of
 from longrl.datamodules.loading.skips import SkipLog
+from longrl.datamodules.loading.teacher_view import TeacherPrompts, TeacherView, teacher_prompts
 from longrl.datamodules.loading.workers import MIB, warn_of_small_shared_memory
 from longrl.datamodules.media.media_roots import ANYWHERE, MediaRoots
 from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS, MediaLimits
@@ -43,7 +45,8 @@ from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.sources import DecodeLimits
 from longrl.datamodules.media.subtitles import Subtitles, log_subtitles
 from longrl.datamodules.rows.other_schemas import suggest_row_function
-from longrl.datamodules.rows.question_rows import ROW_ARGUMENTS, RowFunction, make_rows
+from longrl.datamodules.rows.pairs import pair_row
+from longrl.datamodules.rows.question_rows import ROW_ARGUMENTS, RowFunction, make_rows, row_or_error
 from longrl.datamodules.rows.sources import media_root_of, read_records
 from longrl.io.functions import import_function
 from longrl.models.reading import RendersPrompts
@@ -69,7 +72,8 @@ class LongVideoReason(StreamedData):
         test: source of the rows for `test` and `predict`; or several.
         media_root: folder where relative media paths start; by default that of the source, if it is a file.
         row_function: import path (or `file.py:function`) of the function that turns a record into a `Row`.
-        stage: `sft` gives prompts their target, from reasoning and answer; `rl` leaves it to be sampled.
+        stage: `sft` gives prompts their target, from reasoning and answer; `rl` leaves it to be sampled; `preference`
+            gives both answers of rows that are pairs.
         question_template: what the model is asked; `{problem}` is the question with its options, `{subtitles}` what
             `subtitles` says. In all templates braces around anything but a name stay, as LaTeX's do.
         response_template: SFT target of a row, from its `{reasoning}` and `{answer}`; `{option}` is the wording of the
@@ -77,6 +81,8 @@ class LongVideoReason(StreamedData):
         answer_template: SFT target of a row without reasoning.
         video: which frames of a video are read.
         subtitles: which subtitles of a video are shown.
+        teacher_view: what a teacher (`model.teacher`) is shown of training rows where it sees more than the policy:
+            more frames, subtitles, or by its own question the answer. By default it sees the same.
         blind: leave all media out, to see what the text alone gives away.
         blind_share: share of the training rows without their media and reasoning, so that the model can answer, by
             guessing, when it sees nothing; which rows is decided by their ids.
@@ -104,6 +110,8 @@ class LongVideoReason(StreamedData):
             reads) when they are first needed; otherwise such rows are skipped, and nothing is ever fetched.
         media_cache_dir: where they are kept, for all runs; by default `~/.cache/longrl/media`. Nothing deletes them.
         skipped_dir: folder of `skipped.jsonl`, which lists skipped rows; by default the run's, `default_root_dir`.
+        shuffle_frames: show videos with their temporal patches in another order, which follows from the row's id, in
+            `validate`, `test`, `predict` and `evaluate`; features are as they are, only their rows are moved.
         max_skipped_share: share of a source's rows that may be skipped; see `longrl.datamodules.loading.skips.SkipLog`.
         curriculum: which training rows come next, by how they were answered, and which frames they show, by step;
             None: all rows in every epoch, in random order.
@@ -127,6 +135,7 @@ class LongVideoReason(StreamedData):
         answer_template: str = "{answer}",
         video: VideoSampling = DEFAULT_SAMPLING,
         subtitles: Subtitles = NO_SUBTITLES,
+        teacher_view: TeacherView | None = None,
         blind: bool = False,
         blind_share: float = 0.0,
         prompts_per_batch: int = 8,
@@ -150,6 +159,7 @@ class LongVideoReason(StreamedData):
         skipped_dir: str | None = None,
         max_skipped_share: float = 0.05,
         curriculum: Curriculum | None = None,
+        shuffle_frames: bool = False,
     ) -> None:
         super().__init__()
         check_at_least(1, prompts_per_batch=prompts_per_batch, eval_prompts_per_batch=eval_prompts_per_batch)
@@ -159,6 +169,11 @@ class LongVideoReason(StreamedData):
         for name, share in (("max_skipped_share", max_skipped_share), ("blind_share", blind_share)):
             if not 0 <= share <= 1:
                 raise ValueError(f"data.{name} must be between 0 and 1, got {share}")
+        if stage == "preference" and blind_share:
+            raise ValueError(
+                f"data.blind_share must be 0 with data.stage=preference, got {blind_share}: answers of a pair speak "
+                "of what was shown"
+            )
         if "{problem}" not in question_template:
             raise ValueError(f"data.question_template must contain {{problem}}, got {question_template!r}")
         check_template("question_template", question_template, ("problem", "subtitles"))
@@ -181,6 +196,7 @@ class LongVideoReason(StreamedData):
         named = {row_function, *(one.row_function for one in chain(*self.sources.values()) if one.row_function)}
         self.row_functions = {path: import_function(path, "data.row_function", ROW_ARGUMENTS) for path in named}
         self.row_function = row_function
+        self.teacher_view = teacher_view
         self.prompts_per_batch = prompts_per_batch
         self.eval_prompts_per_batch = eval_prompts_per_batch
         self.seed = seed
@@ -201,6 +217,7 @@ class LongVideoReason(StreamedData):
             answer_template=answer_template,
             blind=blind,
             blind_share=blind_share,
+            shuffle_frames=shuffle_frames,
             max_prompt_tokens=max_prompt_tokens,
             subtitles=subtitles,
             cached_media=cached_media,
@@ -235,12 +252,28 @@ class LongVideoReason(StreamedData):
         if self.trainer is not None:
             on_gpu = self.trainer.strategy.root_device.type == "cuda"
             self.loader_options = replace(self.loader_options, pin_memory=on_gpu)
+        self.renderer.teacher = self._teacher_prompts(parallel.compute_dtype) if stage == "fit" else None
         super().setup(stage)
+
+    def _teacher_prompts(self, compute_dtype: str | None) -> TeacherPrompts | None:
+        """What makes the prompts of the run's teachers, where they differ from the policy's."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        distiller = getattr(module, "distiller", None)  # of a policy; other modules have none
+        teachers = [] if distiller is None else distiller.teachers
+        if self.teacher_view is not None and not teachers:
+            logger.warning("data.teacher_view does nothing in a run without model.teacher")
+        return teacher_prompts(teachers, self.renderer, self.teacher_view, compute_dtype)
 
     @override
     def read_split(self, split: Split) -> None:
+        if split == "train" and self.renderer.shuffle_frames:
+            raise ValueError(
+                "data.shuffle_frames=true is for `validate`, `test`, `predict` and `evaluate`: nothing is trained on "
+                "shuffled frames; set it to false (rollout.frame_order compares training rollouts with shuffled ones)"
+            )
         weights = self.weights if split == "train" else None
-        by_source = first_rows(map(self._read_source, self.sources[split]), self.max_rows[split], of_each=bool(weights))
+        read = [functools.partial(self._read_source, one, split) for one in self.sources[split]]
+        by_source = first_rows((each() for each in read), self.max_rows[split], of_each=bool(weights))
         results = list(chain.from_iterable(by_source))
         rows = [row for row in results if isinstance(row, Row)]
         errors = [(index, error) for index, error in enumerate(results) if isinstance(error, ValueError)]
@@ -264,23 +297,32 @@ class LongVideoReason(StreamedData):
             writes_known=self.trainer is None or self.trainer.is_global_zero,
             writes=self._parallel().sp_group.rank == 0,
         )
+        render = replace(self.renderer)
+        if split != "train":  # nothing is taught
+            render = replace(render, blind_share=0.0, teacher=None)
         # Records that gave no row have negative indices, apart from those of rows.
         unusable = [UnusableSample(None, str(error), -1 - index, f"record {index}") for index, error in errors]
         if not self.renderer.blind:
             of_sources = zip(self.sources[split], self._sizes[split], strict=True)
             roots = [one_root for one, size in of_sources for one_root in [self._roots([one])] * size]
-            unusable += unusable_rows(rows, self.renderer, self.check_files, roots, skips.allowed)
+            unusable += unusable_rows(rows, render, self.check_files, roots, skips.allowed)
         skips.add_known(unusable)
-        self.renderer.try_options(rows)
-        blind_share = self.renderer.blind_share if split == "train" else 0.0
-        self.datasets[split] = RenderedRows(rows, replace(self.renderer, blind_share=blind_share))
+        render.try_options(rows)
+        if render.teacher is not None and self.teacher_view is not None:
+            self.teacher_view.check_rows(rows, render.question_template)
+            if self.teacher_view.subtitles is not None:
+                log_subtitles(split, rows, self.teacher_view.subtitles)
+        self.datasets[split] = RenderedRows(rows, render)
         without = sum(not (row.reasoning or row.trace) and row.response is None for row in rows)
         if self.renderer.stage == "sft" and without:
             logger.info("%d of %d %s rows have no reasoning: they teach the answer alone", without, len(rows), split)
         log_subtitles(split, rows, self.renderer.subtitles)
 
-    def _read_source(self, one: DataSource) -> list[Row | ValueError]:
-        return make_rows(read_records(one.source), *self._reading(one))
+    def _read_source(self, one: DataSource, split: Split) -> list[Row | ValueError]:
+        rows = make_rows(read_records(one.source), *self._reading(one))
+        if self.renderer.stage == "preference" and split == "train":  # other splits may ask questions as well
+            return [row_or_error(pair_row, row) if isinstance(row, Row) else row for row in rows]
+        return rows
 
     def _reading(self, one: DataSource) -> tuple[RowFunction, str | None]:
         """Row function and media root of a source."""
@@ -313,9 +355,7 @@ class LongVideoReason(StreamedData):
     def limit_lengths(self, limits: Sequence[LengthLimit], splits: Sequence[Split]) -> None:
         """From now on, longer prompts of these splits are skipped: update or engine could not take them."""
         for split in self.datasets.keys() & splits:
-            renderer = self._renderer(split)
-            known = dict.fromkeys((*renderer.limits, *limits))  # a second stage says the same again
-            self.datasets[split].render = replace(renderer, limits=tuple(known))
+            self.datasets[split].render = self._renderer(split).with_limits(limits)
 
     def _renderer(self, split: Split) -> RowRenderer:
         """What makes prompts of a split that was read."""
@@ -327,7 +367,8 @@ class LongVideoReason(StreamedData):
 
     @override
     def start_stream(self) -> None:
-        self.renderer.family.load_processing()
+        for family in self.renderer.families:
+            family.load_processing()
         rank, world_size = self.data_parallel()
         dataset = self.datasets["train"]
         num_workers = self.loader_options.num_workers
@@ -365,13 +406,16 @@ class LongVideoReason(StreamedData):
         return module.steps_per_rollout if module is not None and self.renderer.stage == "rl" else 1
 
     def _most_held_bytes(self) -> float:
-        """Most that the frames of a video may take in a loader's memory, three bytes a pixel."""
+        """Most that the frames of a video may take in a loader's memory, three bytes a pixel, a teacher's with them."""
         limit = self.renderer.decoding.max_held_mib * MIB
-        pixels = getattr(self.renderer.family, "max_pixels", None)
-        if pixels is None:
-            return limit
-        num_frames = self.renderer.video.num_frames or self.renderer.video.max_frames
-        return min(limit, 3 * pixels * num_frames)
+        view = None if self.teacher_view is None else self.teacher_view.video
+        samplings = [self.renderer.video, view or self.renderer.video]
+        held = 0.0
+        for family, video in zip(self.renderer.families, samplings, strict=False):
+            pixels = getattr(family, "max_pixels", None)
+            num_frames = video.num_frames or video.max_frames
+            held += limit if pixels is None else min(limit, 3 * pixels * num_frames)
+        return held
 
     def _parallel(self) -> Parallel:
         """The ranks of the run, as its strategy told the module that is trained."""

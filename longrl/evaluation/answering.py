@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from longrl.datamodules.loading.render import KnowsFeatures, RowRenderer, files_of
+from longrl.datamodules.loading.render import KnowsFeatures, RowRenderer
+from longrl.datamodules.loading.shown_media import files_of
 from longrl.datamodules.media.frame_lists import frame_files
 from longrl.datamodules.media.subtitles import subtitle_files
 from longrl.io.append_log import AppendLog
@@ -84,6 +85,8 @@ class Policy(abc.ABC):
     """The family that reads rows for it."""
     samples_frames: bool = True
     """False where whole videos are handed over, of which somebody else samples frames."""
+    shuffles_frames: bool = False
+    """True if it reads features, whose rows can be those of shuffled frames."""
 
     @abc.abstractmethod
     def prepare(self, folder: Path) -> None:
@@ -131,7 +134,8 @@ def doc_hash(row: Row) -> str:
         content[kind] = [Path(path).name for path in content[kind]]
     if not row.messages:  # no conversation: the hash is that of releases before 0.2
         del content["messages"], content["response"]
-    del content["trace"]  # what a target has beside its last turn decides no answer
+    for name in ("trace", "rejected"):  # what is taught beside a conversation's last turn decides no answer
+        del content[name]
     return hash_json(content, default=repr)  # metadata may hold anything, such as dates
 
 
