@@ -204,8 +204,3 @@ class StepBudgets:
 def budget_metrics(budget: Budget) -> Metrics:
     """What a step reads, as metrics."""
     return {f"data/{name}": float(value) for name, value in budget}
-
-
-def frames_multiple_of(temporal_patch: int, video: VideoSampling) -> int:
-    """What numbers of frames on a line are rounded to: whole temporal patches that `data.video.multiple_of` divides."""
-    return math.lcm(temporal_patch, video.multiple_of)
