@@ -17,6 +17,8 @@ from longrl.planning.inputs import Plan
 
 ADAPTER_BYTES = 4
 """Size of a value of LoRA's matrices (longrl/models/lora.py)."""
+AVERAGE_BYTES = 4
+"""Size of a value of a moving reference (longrl/models/ema.py)."""
 MemoryParts = dict[str, float]
 """{kind: bytes on one device}."""
 
@@ -44,12 +46,20 @@ def frozen_encoder_memory(plan: Plan) -> float:
     return float(plan.encoder_bytes * plan.sizes.frozen_encoder_params)
 
 
+def trained_numbers(plan: Plan) -> float:
+    """Numbers in this rank's shards of what the optimizer changes; none with offload."""
+    return trained_memory(plan) / (ADAPTER_BYTES if plan.sizes.adapter_params else plan.weight_bytes)
+
+
 def reference_memory(plan: Plan) -> float:
     """Shards of the reference, its own encoder in full, for it does not train, and its root unit gathered.
 
     Without a backward pass nothing lets that go (`reshard_after_forward=False`): w text / m + c (encoder + root). With
-    adapters it is the policy without them.
+    adapters it is the policy without them. One that moves has the numbers of what trains in float32, and while it
+    scores the policy's are kept beside it: (4 + w) / m per number; none with offload.
     """
+    if plan.reference and plan.moving_reference:
+        return trained_memory(plan) + trained_numbers(plan) * AVERAGE_BYTES
     if not plan.reference or plan.sizes.adapter_params:
         return 0.0
     text = 0.0 if plan.offload else plan.sizes.text_params / plan.shards
