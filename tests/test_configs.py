@@ -32,6 +32,7 @@ from longrl.evaluation.alert_rules import RULES
 from longrl.evaluation.benchmark import Evaluation
 from longrl.io.jsonl import read_jsonl
 from longrl.models.base import CausalFamily
+from longrl.modules.moving_reference import check_reference
 from longrl.rewards import RewardSum, SoftOverlong
 from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 from tests.distributed import run_distributed
@@ -260,6 +261,7 @@ def test_a_signal_lies_over_a_recipe_that_can_have_it(path):
     assert (rollout.frame_order is not None) == (path.stem == "t_grpo")
     assert (model.consistency is not None) == (path.stem == "grpo_care")
     assert model.rollouts_need_reference == (model.consistency is not None or model.algorithm.kl_coef > 0)
+    check_reference(model.algorithm.moving_reference, model.rollouts_need_reference)
     assert ("first_answer" in rollout.reward.names) == (path.stem == "answer_twice")
     assert ("again" in cli.datamodule.renderer.question_template) == (path.stem == "answer_twice")
 
