@@ -97,7 +97,9 @@ class Row:
     """A conversation but for its last answer, shown instead of `problem`: `role` and `content`, a list of parts
     `{"type": "text", "text": ..}` and, where media stand, `{"type": "video"}` and the like."""
     response: str | None = None
-    """That answer: the SFT target."""
+    """That answer, or of a question an answer to the letter: the SFT target, or the better one of a pair."""
+    rejected: str | None = None
+    """The other answer of a pair."""
     trace: tuple[Mapping[str, Any], ...] = ()
     """The SFT target in its place: turns of the assistant (`content` is text, `tool_calls` may follow), and tools'
     answers between them, whose media are parts of videos; see `datamodules/rows/traces.py`."""
@@ -202,6 +204,11 @@ class Media:
     """Tokens of a video's track that stand among its own; None without a track."""
     temporal_patch_size: int = 1
     """Frames of a video behind one temporal patch."""
+    cell_order: tuple[int, ...] = ()
+    """Of a video whose temporal patches are shown in another order: which of them stands at each place; its features
+    are those of `key_in_order`, rearranged (longrl/models/cell_order.py). () is in order."""
+    key_in_order: str = ""
+    """The key of the same video in order, where `cell_order` says another one."""
     is_whole: bool = False
     """True if patches and source are all of it whatever the rank, as of what an environment showed: then one rank of a
     sequence-parallel group encodes it, not each its shard."""
@@ -244,9 +251,16 @@ class Prompt:
     def pin_memory(self) -> Prompt:
         """The same with patches in pinned memory, from where a copy to a GPU is not waited for."""
         pinned = replace(self, media=_pinned(self.media))
-        if self.response is None:
-            return pinned
-        return replace(pinned, response=replace(self.response, media=_pinned(self.response.media)))
+        for name in ("response", "rejected"):
+            target = getattr(self, name)
+            if target is not None:
+                pinned = replace(pinned, **{name: replace(target, media=_pinned(target.media))})
+        return pinned
+
+    @property
+    def targets(self) -> tuple[Continuation, ...]:
+        """The answers that the data brings: none in RL, one in SFT, of a pair two."""
+        return tuple(answer for answer in (self.response, self.rejected) if answer is not None)
 
 
 def _pinned(media: tuple[Media, ...]) -> tuple[Media, ...]:
@@ -356,10 +370,15 @@ class Group(Generic[PromptT, SampleT]):
     """[G] bool; False masks a completion out of everything (its reward raised, or it was cut off and is filtered)."""
     baseline: float | None = None
     """Reward of a greedy completion, for ReMax."""
+    shuffled_accuracy: Tensor | None = None
+    """Accuracy of the completions that were sampled beside with shuffled frames and could be judged, for
+    `rollout.frame_order`; [0] where none could, None where there were none."""
     carried_over: bool = False
     """Sampled by the weights of an earlier step, so its old log-probabilities are the sampler's."""
     in_loss: Tensor | None = None
     """[G] bool, of valid ones those in the loss: others count in their group's mean alone. None is all of them."""
+    part_weights: dict[str, float] | None = None
+    """name -> weight of a part in `rewards`; None where nobody says them."""
 
 
 @dataclass
@@ -474,6 +493,17 @@ class ExpertLoad(NamedTuple):
     """[] float64: those of them that the trainer's router would not have made."""
 
 
+class RowDistributions(NamedTuple):
+    """Of each scored row the distribution of its token, as hidden states or as the likeliest tokens."""
+
+    hidden: Tensor | None = None
+    """[rows, D] last hidden states."""
+    top_ids: Tensor | None = None
+    """[rows, k] int64."""
+    top_logp: Tensor | None = None
+    """[rows, k] float32."""
+
+
 class PolicyOutput(NamedTuple):
     """A policy's scores of the rows, [R] float32 each; in a tuple FSDP finds the tensors whose backward it awaits."""
 
@@ -481,6 +511,10 @@ class PolicyOutput(NamedTuple):
     entropy: Tensor  # without gradient, unless the forward pass was asked for it
     load: ExpertLoad | None = None
     """None of a model without experts."""
+    divergence: Tensor | None = None
+    """[R] distance to a teacher's distribution, with gradient; None unless the pass was given one."""
+    distributions: RowDistributions | None = None
+    """Of the rows that this rank scores (`SequenceParallel.share`); None unless the pass was asked for them."""
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,32 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from longrl.algorithms import EntropyControl, KLControl, MovingReference, TaskNormalized
 from longrl.algorithms.algorithm import Algorithm
-from longrl.algorithms.losses import BoundedK3, Constant, DualClipped
+from longrl.algorithms.corrections import GeometricMask, OffPolicySequenceMask, TwoSidedMask
+from longrl.algorithms.distillation import Distillation
+from longrl.algorithms.losses import BoundedK3, Constant, DualClipped, SoftGated, StaleClipped
+from longrl.algorithms.sequence_surrogates import SequenceDualClipped
 from longrl.callbacks.checkpoint import Checkpoint
 from longrl.callbacks.evaluation import EvaluationReport
+from longrl.callbacks.frame_order import FrameOrder
 from longrl.callbacks.generations import Generations
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.callbacks.terminal_view import TerminalView
 from longrl.callbacks.watchdog import Watchdog
 from longrl.chat.endpoint import Budget, Decoding, Endpoint
 from longrl.commands.serve import ServerOptions
+from longrl.datamodules.loading.curriculum import Curriculum
+from longrl.datamodules.loading.learning_progress import LearningProgress
 from longrl.datamodules.loading.mixing import DataSource
+from longrl.datamodules.loading.pass_rates import PassRates
+from longrl.datamodules.loading.schedules import Schedule
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.opening import MediaLimits
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.sources import DecodeLimits
 from longrl.datamodules.media.subtitles import Subtitles
 from longrl.diffusion.diffusion_module import DiffusionModule
+from longrl.diffusion.objectives import BestOfGroup, DiffusionDPO, DiffusionNFT
+from longrl.diffusion.old_policy import OldPolicySettings
 from longrl.diffusion.picture_grids import PictureGrids
 from longrl.diffusion.prompt_files import PromptFiles
 from longrl.diffusion.rewards.clip import ClipScore
@@ -48,12 +58,16 @@ from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
 from longrl.models.vila import VilaFamily
+from longrl.modules.consistency import Consistency
+from longrl.modules.local_teacher import LocalTeacher
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.policy import PolicyModule
 from longrl.pipeline import config as pipeline
 from longrl.planning.run_plan import PlanOptions
 from longrl.rewards.judge import Judge
 from longrl.rewards.length import CosineLength, SoftOverlong
+from longrl.rewards.remote import RemoteScorer
+from longrl.rewards.reward_model import RewardModel
 from longrl.rewards.reward_sum import RewardSum, RewardTerm
 from longrl.strategies.mr_sp import MRSPStrategy
 from longrl.types import SamplingParams
@@ -68,20 +82,28 @@ CLASSES = [
     (pipeline.FilterOptions, {}), (pipeline.ExportOptions, {}), (pipeline.PipelineConfig, {"videos": "v", "out": "o"}),
     (KLControl, {"target": 0.1}), (EntropyControl, {"target": 0.1}), (MovingReference, {}), (TaskNormalized, {}),
     (EMASettings, {}), (LoRASettings, {}), (Algorithm, {}), (DualClipped, {}), (BoundedK3, {}),
+    (SoftGated, {}), (SequenceDualClipped, {}), (StaleClipped, {"stale_low": 0.5, "stale_high": 1.0}),
+    (TwoSidedMask, {}), (GeometricMask, {}), (OffPolicySequenceMask, {"max_kl": 0.5}),
     (Constant, {"max_completion_tokens": 8}), (SamplingParams, {}), (OptimizerSettings, {}),
+    (Distillation, {}), (LocalTeacher, {"family": TEXT}),
     (PolicyModule, {"family": TEXT}), (TextFamily, {"model": "m"}), (Qwen2_5_VLFamily, {"model": "m"}),
     (Qwen3VLFamily, {"model": "m"}), (VilaFamily, {"model": "m"}), (MRSPStrategy, {}),
     (LongVideoReason, {"family": TEXT}), (VideoSampling, {}),
+    (PassRates, {}), (LearningProgress, {}), (Curriculum, {"pass_rates": PassRates()}),
+    (Schedule, {"steps": [0], "values": [8.0]}),
     (Subtitles, {}), (MediaLimits, {}), (DecodeLimits, {}),
     (RolloutCallback, {"reward": REWARD}), (Watchdog, {}), (Checkpoint, {}), (Generations, {}), (TerminalView, {}),
     (EvaluationReport, {}), (HFEngine, {}), (VLLMEngine, {}), (VLLMServerEngine, {"urls": "http://127.0.0.1:1"}),
     (RewardTerm, {"function": "longrl.rewards.accuracy"}), (RewardSum, {"terms": REWARD.terms}),
-    (Judge, {"endpoint": ENDPOINT, "cache_dir": "c"}), (CosineLength, {"max_completion_tokens": 8}),
+    (Judge, {"endpoint": ENDPOINT, "cache_dir": "c"}), (RewardModel, {"folder": "f"}),
+    (RemoteScorer, {"endpoint": ENDPOINT, "cache_dir": "c"}), (CosineLength, {"max_completion_tokens": 8}),
     (SoftOverlong, {"max_completion_tokens": 8, "buffer_tokens": 2}), (LocalPolicy, {"family": TEXT}),
     (EndpointPolicy, {"endpoint": ENDPOINT}), (EvaluationConfig, {"policy": None, "out": "o"}),
-    (DiffusionSampling, {}), (FlowSDE, {}), (CPS, {}),
+    (DiffusionSampling, {}), (FlowSDE, {}), (CPS, {}), (DiffusionNFT, {}), (DiffusionDPO, {}), (BestOfGroup, {}),
+    (OldPolicySettings, {}),
     (RandomWindow, {}), (SlidingWindow, {}), (SD3Family, {"model": "m"}), (WanFamily, {"model": "m"}),
     (DiffusionModule, {"family": SD3Family("m")}), (DiffusionRolloutCallback, {"reward": REWARD}),
+    (FrameOrder, {}), (Consistency, {}),
     (PictureGrids, {}), (PromptFiles, {}), (ClipScore, {"folder": "f"}), (MotionAmount, {}), (OcrMatch, {}),
 ]  # fmt: skip
 """Everything with numbers that a user sets, and what it cannot do without. Its options are found by themselves."""
@@ -121,12 +143,14 @@ warn_without_signal_after max_resample_rounds bypass_old_logp_below max_grad_nor
 dropout top_k temperature noise_level kl_coef entropy_coef EntropyControl.lowest clip_low clip_high correction_cap
 max_mismatch max_mean_mismatch
 max_length_ratio max_similarity right_from eval_share sft_share blind_share max_blind_share max_missing_share
-max_failed_share max_skipped_share
+max_failed_share max_skipped_share TwoSidedMask.low GeometricMask.low stale_low stale_high max_kl Distillation.coef
+sft_coef low retry_after memory bonus ratio margin flat_steps decay_per_step max_decay imitation
 """
 """Options that may be 0: none of it, switched off, or the least of a measure."""
 ENDLESS = """
 clip_low clip_high correction_cap advantage_limit bound limit max_grad_norm max_mismatch max_mean_mismatch
-bypass_old_logp_below limit_s silent_s every_n_minutes max_s max_decode_s
+bypass_old_logp_below limit_s silent_s every_n_minutes max_s max_decode_s TwoSidedMask.high GeometricMask.high
+stale_low stale_high
 """
 """Limits that may be infinite, which is none."""
 
@@ -166,6 +190,8 @@ def test_a_number_that_an_option_cannot_mean_is_refused_by_name(made, base):
         ("span_s", lambda value: VideoSampling(span_s=value), [(-1.0, 2.0), (2.0, 1.0), (math.nan, 1.0)]),
         ("save", lambda value: Watchdog(limits_s={"save": value}), [-1.0, math.nan]),
         ("frames", lambda value: EvaluationConfig(None, "o", frames=value), [[0], [-1], [4, 4]]),
+        ("steps", lambda value: Schedule(value, [8.0, 16.0]), [[0, 0], [0, -1], [1, 2], [5, 0]]),
+        ("values", lambda value: Schedule([0], [value]), [-1.0, 0.0, math.nan, math.inf]),
         ("weights", lambda value: LongVideoReason(TEXT, [DataSource("s", value)]), [-1, 0, math.nan, math.inf]),
     ],
 )

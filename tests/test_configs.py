@@ -14,11 +14,13 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from longrl import algorithms, rewards
-from longrl.algorithms import Algorithm, Constant
+from longrl.algorithms import Algorithm, Constant, Preference
+from longrl.callbacks.frame_order import check_frame_order
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.commands.diffusion import DiffusionCLI
 from longrl.commands.evaluate import parse_evaluation
 from longrl.commands.trainer import LongRLCLI
+from longrl.datamodules.loading.curriculum import Curriculum
 from longrl.datamodules.loading.mixing import DataSource
 from longrl.datamodules.longvideo_reason import DEFAULT_ROW_FUNCTION
 from longrl.diffusion.diffusion_family import DiffusionFamily
@@ -53,19 +55,23 @@ pytestmark = [
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.rglob("*.y*ml"))
-FLOW = sorted([*CONFIGS.glob("*_flow_grpo.yaml"), *CONFIGS.glob("demo/flow/*.yaml")])
+FLOW_NAMES = ("*_flow_grpo.yaml", "*_diffusion_*.yaml", "demo/flow/*.yaml")
+FLOW = sorted(path for pattern in FLOW_NAMES for path in CONFIGS.glob(pattern))
 """Recipes and demos of pictures and videos: tests/diffusion/test_flow_configs.py."""
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path not in FLOW)
 DEMO = sorted(path for folder in ("demo", "demo/qwen3_5", "demo/tools") for path in CONFIGS.glob(f"{folder}/*.yaml"))
 EVALUATIONS = sorted(CONFIGS.glob("eval/*.yaml"))
-KINDS = ("algorithm", "async", "data", "environment", "family", "policy", "reward", "rollout", "trainer")
+KINDS = (
+    "algorithm", "async", "curriculum", "data", "environment", "family", "policy", "preference", "reward", "rollout",
+    "signals", "trainer",
+)  # fmt: skip
 PIECES = {kind: sorted(CONFIGS.glob(f"{kind}/*.yaml")) for kind in KINDS}
 FLOW_FAMILIES = [path for path in PIECES["family"] if path.stem.startswith(("sd3", "wan"))]
 PROMPT_FILES = [path for path in PIECES["data"] if path.stem in ("geneval", "ocr_prompts", "prompts")]
 """Data pieces of `PromptFiles`; the others are of `LongVideoReason`."""
 TYPES = {
-    "algorithm": Algorithm, "environment": EnvironmentSettings, "family": CausalFamily, "reward": RewardSum,
-    "rollout": RolloutEngine,
+    "algorithm": Algorithm, "curriculum": Curriculum, "environment": EnvironmentSettings, "family": CausalFamily,
+    "preference": Preference, "reward": RewardSum, "rollout": RolloutEngine,
 }  # fmt: skip
 """Of the pieces that are values; the others are groups of options."""
 ON_CPU = f"--trainer={CONFIGS / 'trainer' / 'cpu.yaml'}"
@@ -241,6 +247,19 @@ def test_servers_lie_over_a_recipe_whose_objective_takes_old_tokens(path):
     model.algorithm.validate(rollout.sampling, model.mini_batches_per_rollout, max_staleness=2)
 
 
+@files(PIECES["signals"])
+def test_a_signal_lies_over_a_recipe_that_can_have_it(path):
+    cli = built("--config", VIDEO, "--config", path, ON_CPU, BY_TRAINER)
+    rollout, model = rollouts(cli), cli.model
+    model.algorithm.validate(rollout.sampling, model.mini_batches_per_rollout)
+    check_frame_order(rollout.frame_order, model, rollout.reward, rollout.max_staleness, has_turns=False)
+    assert (rollout.frame_order is not None) == (path.stem == "t_grpo")
+    assert (model.consistency is not None) == (path.stem == "grpo_care")
+    assert model.rollouts_need_reference == (model.consistency is not None or model.algorithm.kl_coef > 0)
+    assert ("first_answer" in rollout.reward.names) == (path.stem == "answer_twice")
+    assert ("again" in cli.datamodule.renderer.question_template) == (path.stem == "answer_twice")
+
+
 # ---- recipes and the demo ----
 
 
@@ -319,13 +338,24 @@ def clips(tmp_path_factory) -> Path:
     return folder / "train.jsonl"
 
 
+@pytest.fixture(scope="module")
+def pairs(videos) -> Path:
+    """Both answers to each question about the video, beside it."""
+    file = videos.parent / "pairs.jsonl"
+    records = [record | {"chosen": f"It is {n}.", "rejected": "No."} for n, record in enumerate(read_jsonl(videos))]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return file
+
+
 def coin(completion, row) -> float:
     return float(int(completion.token_ids.sum()) % 2)
 
 
 @files(RECIPES)
-def test_a_recipe_takes_a_step_with_a_tiny_model(path, tmp_path, videos, sums, clips):
+def test_a_recipe_takes_a_step_with_a_tiny_model(path, tmp_path, videos, sums, clips, pairs):
     values = raw(path)
+    if values["data"].get("stage") == "preference":
+        videos = pairs
     has_video = "video" in values["data"]
     tiles = {"family/longvila_r1_7b.yaml": vila_folder, "family/internvl3_5_8b.yaml": internvl_folder}
     if str(values["model"]["family"]) in tiles:
@@ -499,6 +529,15 @@ def test_choosing_an_algorithm_is_that_algorithm_and_nothing_of_the_recipes_own(
         values = parser.parse_args([f"--config={recipe}", f"--model.algorithm={path}"])
         printed = yaml.safe_load(parser.dump(values, skip_unset=False))
         assert printed["model"]["algorithm"] == raw(path), recipe.stem
+
+
+@files(PIECES["preference"])
+def test_choosing_an_objective_on_pairs_is_that_and_nothing_of_the_recipes_own(path, parsers):
+    assert raw(path).keys() == {field.name for field in dataclasses.fields(Preference)}
+    for recipe in CONFIGS.glob("*_7b_longvideo_[dm]po.yaml"):
+        values = parsers[LongRLCLI].parse_args([f"--config={recipe}", f"--model.preference={path}"])
+        printed = yaml.safe_load(parsers[LongRLCLI].dump(values, skip_unset=False))
+        assert printed["model"]["preference"] == raw(path), recipe.stem
 
 
 def test_the_flags_of_the_documents_go_together_with_a_callback_more(tmp_path):

@@ -40,7 +40,7 @@ def sft(**trainer):
 
 
 def dapo(**trainer):
-    """2 epochs of 3 steps, 4 optimizer steps per rollout; dynamic sampling, so that groups are carried over, and KL."""
+    """2 epochs of 3 steps, 4 optimizer steps per rollout; dynamic sampling carries groups over. KL, a teacher."""
     values = config("rl")
     values["trainer"] |= {"max_epochs": 2, **trainer}
     values["model"] |= {"mini_batches_per_rollout": 2, "epochs_per_rollout": 2}
@@ -51,6 +51,13 @@ def dapo(**trainer):
         "clip_high": 0.28,
         "kl_coef": 0.1,
     }
+    family = values["model"]["family"]
+    of_teacher = family | {"init_args": dict(family["init_args"], init_seed=7)}
+    values["model"]["teacher"] = {
+        "class_path": "longrl.modules.local_teacher.LocalTeacher",
+        "init_args": {"family": of_teacher},
+    }
+    values["model"]["distillation"] = {"coef": 0.01}
     values["data"] |= {"val": str(videos() / "eval.jsonl"), "prompts_per_batch": 4}
     values["checkpoint"] = {"every_n_train_steps": 4}
     return values

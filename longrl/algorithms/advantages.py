@@ -13,8 +13,9 @@ rewards are float32, so the mean of equal rewards is exactly that reward.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -131,6 +132,12 @@ class Outcomes:
     """[N] kl_coef * estimate, to be taken off the reward of each token."""
     baseline: Tensor | None = None
     """[P] reward of a greedy completion."""
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name of each part of the reward -> [P, G] as it is before it is weighted, NaN where it does not apply."""
+    part_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    """Likewise [P], its weight in each group."""
+    gradient_norms: Tensor | None = None
+    """[N] squared norm of the gradient of each token's log-probability with respect to its logits."""
     all_reduce: AllReduce = single_rank
     """Sums over ranks, for the statistics of the whole batch."""
     task_deviations: Tensor | None = None
@@ -160,6 +167,12 @@ class Outcomes:
         """[N]: each token gets the value of its completion. `values` is [P, G] or [C]."""
         return values.flatten().repeat_interleave(self.lengths)
 
+    def sum_so_far(self, values: Tensor) -> Tensor:
+        """[N] float64 sum of [N] values over each token and those before it in its completion; 0 where not valid."""
+        before = self._spent_before(values)
+        starts = self.lengths.cumsum(0) - self.lengths  # [C]
+        return before[1:] - self.per_token(before[starts])
+
     def _spent_before(self, penalty: Tensor) -> Tensor:
         """[N + 1] penalty of all tokens before each one, over all completions; `penalty` is [N]."""
         penalty = penalty.double().where(self.per_token(self.valid), 0.0)
@@ -169,6 +182,11 @@ class Outcomes:
 def raw(outcomes: Outcomes) -> Tensor:
     """A = r: REINFORCE without baseline (Williams 1992; for language models arXiv:2402.14740). [P, G]."""
     return outcomes.returns
+
+
+def no_advantage(outcomes: Outcomes) -> Tensor:
+    """A = 0: rewards are measured and teach nothing, for a teacher alone to do so (`model.distillation`). [P, G]."""
+    return torch.zeros_like(outcomes.returns)
 
 
 @needs(groups=True)
@@ -181,6 +199,23 @@ def group_centered(outcomes: Outcomes) -> Tensor:
     num_valid = outcomes.valid.sum(1, keepdim=True)  # [P, 1]
     mean = returns.sum(1, keepdim=True) / num_valid.clamp(min=1)  # [P, 1]
     return (returns - mean).where(outcomes.valid, 0.0)
+
+
+@needs(groups=True)
+def group_centered_rescaled(outcomes: Outcomes) -> Tensor:
+    """A = alpha (r - mean(r of the group)): GPG, arXiv:2504.02546, whose F_norm is 1. [P, G].
+
+    alpha is the number of completions over that of completions in groups whose rewards differ, on all ranks: groups
+    without a signal then do not make the step smaller. (verl divides by the number of completions whose reward is not
+    0, which is another one: wrong answers beside right ones have a gradient.)
+    """
+    valid = outcomes.valid
+    lowest = outcomes.returns.where(valid, math.inf).amin(1, keepdim=True)  # [P, 1]
+    highest = outcomes.returns.where(valid, -math.inf).amax(1, keepdim=True)
+    with_signal = valid & (highest > lowest)  # [P, G]
+    counts = torch.stack([valid.double().sum(), with_signal.double().sum()])
+    count, num_with_signal = outcomes.all_reduce(counts)
+    return group_centered(outcomes) * count / num_with_signal.clamp(min=1)
 
 
 @needs(groups=True)
@@ -202,7 +237,9 @@ def group_centered_global_std(outcomes: Outcomes, eps: float = 1e-4) -> Tensor:
 
     The deviation is that of the rewards themselves, over all groups of all ranks, divided by their number, and eps is
     the released code's. Groups whose rewards hardly differ are not blown up: 0.01 of noise among equal pictures stays
-    0.01 of the spread of the rollout. A group with equal rewards gets exact zeros.
+    0.01 of the spread of the rollout. A group with equal rewards gets exact zeros. Lite PPO, arXiv:2508.08221, too
+    (`scale_rewards: batch` of TRL and ms-swift, which divide by the unbiased deviation, sqrt(n / (n - 1)) larger for n
+    completions).
     """
     valid = outcomes.valid
     returns = outcomes.returns

@@ -1,4 +1,4 @@
-"""The parts of the loss: surrogate, KL estimate and correction of each token, and the weights of their sum.
+"""The parts of the loss: surrogate and KL estimate of each token, and the weights of their sum.
 
 Letters: R tokens of a micro-batch, whose log-probabilities are scored; C completions of an optimizer step; D numbers
 of a latent, where rows are denoising steps.
@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from longrl.algorithms.needs import Needs, needs
+from longrl.io.functions import FunctionOrPath, resolve_function
+from longrl.io.number_ranges import LIMIT_OR_ZERO, check_ranges
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to +-20, so that exp stays finite; beyond it the gradient is zero."""
@@ -67,6 +70,8 @@ class Tokens:
     """As the rollout engine reported it."""
     steps: DrawnSteps | None = None
     """The steps behind a diffusion model's rows."""
+    stale: Tensor | None = None
+    """bool: older weights than those before the updates drew the token; None is nowhere."""
 
     @cached_property
     def ratio(self) -> Tensor:
@@ -78,6 +83,10 @@ class Tokens:
         # float64: the order in which a GPU adds does not show after rounding
         sums = torch.zeros_like(values, dtype=torch.float64).index_add(0, self._place, values.double())
         return sums[self._place].to(values.dtype)
+
+    def completion_mean(self, values: Tensor) -> Tensor:
+        """Likewise the mean."""
+        return self.completion_sum(values) / self.completion_sum(torch.ones_like(values))
 
     @cached_property
     def _place(self) -> Tensor:
@@ -93,7 +102,9 @@ class Tokens:
 # `(tokens, clip_low, clip_high) -> TokenLosses`. On the first update after a rollout rho is 1, nothing is clipped, and
 # the gradient of every surrogate here is that of `reinforce`. Later updates, groups that were carried over and those of
 # `rollout.max_staleness` have another rho: one of your own that does not read it must say so,
-# `@needs(one_update=True)`.
+# `@needs(one_update=True)`. The range is two numbers, or one of each token ([R], `StaleClipped`).
+
+Surrogate = Callable[[Tokens, Any, Any], Any]  # (tokens, clip_low, clip_high) -> TokenLosses
 
 
 @dataclass(frozen=True)
@@ -147,21 +158,6 @@ class DualClipped:
         return replace(plain, loss=torch.where(negative, capped, plain.loss), clipped_high=clipped_high)
 
 
-@needs(rows="tokens", over_completion=True)
-def sequence_clipped(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
-    """GSPO, arXiv:2507.18071: L = -min(s A, clip(s) A), s = exp(mean over the completion of log rho).
-
-    In the stop-gradient form of its sec. 4.3 (GSPO-token): each token has s_t = sg(s) * policy / sg(policy), whose
-    value is s. Where the tokens of a completion share advantage and weight, value and gradient equal those of plain
-    GSPO; where they do not, each token keeps its own. A completion is kept or clipped as a whole. For `sequence_mean`:
-    under other weights a sequence counts by its length.
-    """
-    log_rho = log_ratio(tokens.logp, tokens.old_logp).detach()
-    log_s = tokens.completion_sum(log_rho) / tokens.completion_sum(torch.ones_like(log_rho))
-    ratio = (log_s + tokens.logp - tokens.logp.detach()).exp()
-    return clipped(tokens, clip_low, clip_high, ratio)
-
-
 def cispo(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
     """L = -sg(clip(rho, 1 - clip_low, 1 + clip_high)) A log policy: CISPO, MiniMax-M1, arXiv:2506.13585.
 
@@ -184,6 +180,69 @@ def reinforce(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
     weight = ratio.clamp(max=1 + clip_high)
     never = torch.zeros_like(ratio, dtype=torch.bool)
     return TokenLosses(-weight * tokens.advantages * tokens.logp, never, ratio > 1 + clip_high)
+
+
+TEMPERATURE = (1e-3, 1e3)
+"""Range of the temperatures of `SoftGated`."""
+
+
+@dataclass(frozen=True)
+class SoftGated:
+    """SAPO, arXiv:2511.20347: L = -(4 / tau) sigmoid(tau (rho - 1)) A, a gate that closes softly in place of the clip.
+
+    Its slope is 1 at rho = 1 and falls to both sides of it, faster for a larger tau. As in verl and TRL tau is
+    `tau_negative` where A <= 0; nothing is clipped, and neither `clip_low` nor `clip_high` is read.
+    """
+
+    tau_positive: float = 1.0
+    tau_negative: float = 1.05
+    """Larger than the other: the gradients of bad tokens spread over the whole vocabulary."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "SoftGated.", tau_positive=TEMPERATURE, tau_negative=TEMPERATURE)
+
+    def __call__(self, tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
+        """The loss of each token."""
+        positive = tokens.advantages > 0
+        tau = torch.full_like(tokens.advantages, self.tau_negative).masked_fill(positive, self.tau_positive)  # [R]
+        gate = torch.sigmoid(tau * (tokens.ratio - 1)) * 4 / tau
+        never = torch.zeros_like(positive)
+        return TokenLosses(-gate * tokens.advantages, never, never)
+
+
+@dataclass(frozen=True)
+class StaleClipped:
+    """Another clip range for tokens that older weights drew (`rollout.max_staleness`, groups carried over).
+
+    Coupled, their ratio is that of the policy to one of some rollouts ago, most of which a narrow range clips before
+    the first update; fresh tokens keep `clip_low` and `clip_high`. (`Algorithm.decoupled` takes the other way: the
+    range stays, and is laid around the policy before the updates.)
+    """
+
+    stale_low: float
+    """The ratio of old tokens is clipped below 1 - stale_low."""
+    stale_high: float
+    """Likewise above 1 + stale_high."""
+    surrogate: FunctionOrPath[Surrogate] = clipped
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "StaleClipped.", stale_low=LIMIT_OR_ZERO, stale_high=LIMIT_OR_ZERO)
+        arguments = ("tokens", "clip_low", "clip_high")
+        function = resolve_function(self.surrogate, "model.algorithm.surrogate.init_args.surrogate", arguments)
+        object.__setattr__(self, "surrogate", function)
+
+    @property
+    def needs(self) -> Needs:
+        """Those of the surrogate, and old tokens."""
+        return replace(getattr(self.surrogate, "needs", Needs()), rows="tokens", stale_tokens=True)
+
+    def __call__(self, tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
+        """The loss of each token; the surrogate gets a range for each, [R]."""
+        if tokens.stale is None:
+            return self.surrogate(tokens, clip_low, clip_high)
+        low = torch.full_like(tokens.old_logp, clip_low).masked_fill(tokens.stale, self.stale_low)  # [R]
+        high = torch.full_like(tokens.old_logp, clip_high).masked_fill(tokens.stale, self.stale_high)
+        return self.surrogate(tokens, low, high)
 
 
 # ---- estimates of KL(policy || reference) from one sampled token, by the names of Schulman's note ----
@@ -245,70 +304,6 @@ def k3_unbiased(logp: Tensor, ref_logp: Tensor) -> Tensor:
     reward it is k3.
     """
     return k3(logp, ref_logp)
-
-
-# ---- corrections: did the engine that sampled agree with the trainer? ----
-# With q = old policy / sampler at a token, two policies of the same weights but of different kernels and precision, the
-# surrogate loss of a token is multiplied by a detached factor; the KL term is not. The old policy of tokens that older
-# weights drew is the sampler itself, and q is 1, unless `Algorithm.decoupled` is set. Factors change no normalisation:
-# a dropped token still counts in the weights, as in TRL and verl. A token whose sampler log-probability is not finite
-# is dropped (factor 0), and left out of its completion's product. Where OLD ones are not finite the whole completion
-# goes (longrl/modules/mini_batches.py).
-#
-# Truncated: Yao et al. 2025, https://fengyao.notion.site/off-policy-rl; masked and sequence level: Liu et al. 2025,
-# https://yingru.notion.site.
-
-
-@needs(rows="any")
-def no_correction(tokens: Tokens, cap: float) -> Tensor:
-    """Factor 1, [R]: the sampler's log-probabilities are not looked at."""
-    return torch.ones_like(tokens.old_logp)
-
-
-@needs(rows="tokens")
-def truncated_token(tokens: Tokens, cap: float) -> Tensor:
-    """Factor min(q, cap) for each token, [R]."""
-    return _engine_ratio(tokens).clamp(max=cap)
-
-
-@needs(rows="tokens")
-def masked_token(tokens: Tokens, cap: float) -> Tensor:
-    """Factor q where q <= cap, else 0, for each token, [R].
-
-    One-sided, as in TRL and ms-swift; IcePop (arXiv:2510.18855) also drops tokens of a small q.
-    """
-    q = _engine_ratio(tokens)
-    return q.where(q <= cap, 0.0)
-
-
-@needs(rows="tokens", over_completion=True)
-def truncated_sequence(tokens: Tokens, cap: float) -> Tensor:
-    """Factor min(Q, cap), Q = product of q over the completion, for all its tokens, [R].
-
-    The product is the unbiased weight (TRL, verl); ms-swift means the geometric mean by "sequence".
-    """
-    return _engine_ratio(tokens, over_completion=True).clamp(max=cap)
-
-
-@needs(rows="tokens", over_completion=True)
-def masked_sequence(tokens: Tokens, cap: float) -> Tensor:
-    """Factor Q where Q <= cap, else 0, Q = product of q over the completion, for all its tokens, [R]."""
-    q = _engine_ratio(tokens, over_completion=True)
-    return q.where(q <= cap, 0.0)
-
-
-def _engine_ratio(tokens: Tokens, *, over_completion: bool = False) -> Tensor:
-    """[R] q of each token, or their product over its completion; 0 where the sampler's is not finite."""
-    if tokens.sampler_logp is None:
-        raise ValueError(
-            "this correction needs the log-probabilities of the engine that sampled, got none; "
-            "set model.algorithm.correction to longrl.algorithms.no_correction"
-        )
-    known = tokens.sampler_logp.isfinite()
-    log_q = (tokens.old_logp - tokens.sampler_logp).detach().where(known, 0.0)
-    if over_completion:
-        log_q = tokens.completion_sum(log_q)
-    return known * log_q.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 # ---- token weights: the loss is the SUM of weight * loss of a token, never a mean ----

@@ -38,9 +38,20 @@ class Needs:
     """The sampling limit that it was set up for."""
     over_completion: bool = False
     """One ratio for all tokens of a completion, made of theirs."""
+    geometric: bool = False
+    """Of such a ratio: it is their geometric mean, whose size does not grow with the completion."""
+    mask: bool = False
+    """Of a correction: its factors are 0 or 1, and weigh no policy against another."""
+    reward_parts: bool = False
+    """The parts of the reward and their weights, for it looks at each; a KL penalty that is taken off the reward would
+    be no part."""
+    stale_tokens: bool = False
+    """Tokens that older weights drew, without which it has no effect."""
+    gradient_norms: bool = False
+    """Squared norms of each token's gradient (longrl/modules/token_statistics.py)."""
     task_decay: float | None = None
     """Of an advantage: that it reads how far the rewards of each task have spread, and the share of the averages that
-    a rollout leaves."""
+    a rollout leaves (longrl/modules/task_deviations.py)."""
 
 
 NO_NEEDS = Needs()
@@ -58,6 +69,11 @@ def needs(
     rows: Literal["any", "tokens", "denoising steps"] = "any",
     noise_rate: bool = False,
     over_completion: bool = False,
+    geometric: bool = False,
+    mask: bool = False,
+    reward_parts: bool = False,
+    stale_tokens: bool = False,
+    gradient_norms: bool = False,
 ) -> Callable[[Function], Function]:
     """Marks a function with the `Needs` that the arguments name.
 
@@ -78,6 +94,11 @@ def needs(
         rows,
         noise_rate,
         over_completion=over_completion,
+        geometric=geometric,
+        mask=mask,
+        reward_parts=reward_parts,
+        stale_tokens=stale_tokens,
+        gradient_norms=gradient_norms,
     )
 
     def mark(function: Function) -> Function:

@@ -328,7 +328,11 @@ class AsyncGroups(GroupSource):
                     tasks = {task.number: task for task in self._sampler.tasks()}
                     for number in sorted(self._asked):
                         one = self._asked[number]
-                        saved.append(saved_prompt(one.prompt, one.num_tries, tasks.get(number)))
+                        task = tasks.get(number)
+                        saved.append(saved_prompt(one.prompt, one.num_tries, task))
+                        if task is not None and self.steps.lengths is not None:
+                            length = task.trajectories[0].sampling.max_completion_tokens
+                            saved[-1]["max_completion_tokens"] = length
             saved += [saved_prompt(one.prompt, one.num_tries, None) for one in self._queue]
         kept = self._restored_groups + [saved_group(group) for group in self._kept]
         by_rank = parallel.dp.gather((self._num_asked, saved, kept))

@@ -69,6 +69,7 @@ def restored_prompts(
             begun = begin(rendered)
             if len(begun) == len(saved["trajectories"]):
                 trajectories = begun
+                _keep_length(trajectories, saved.get("max_completion_tokens"))
                 for trajectory, one in zip(trajectories, saved["trajectories"], strict=True):
                     trajectory.restore(one)
             prompt = rendered
@@ -78,3 +79,11 @@ def restored_prompts(
         num_lost = sp_group.max(int(prompt is None))
         if prompt is not None and not num_lost:
             yield saved, prompt, trajectories
+
+
+def _keep_length(trajectories: Sequence[Trajectory], max_completion_tokens: int | None) -> None:
+    """Has completions end where they would have, by the length of the step that they began in; None: as all do."""
+    if max_completion_tokens is None:
+        return
+    for trajectory in trajectories:
+        trajectory.sampling = dataclasses.replace(trajectory.sampling, max_completion_tokens=max_completion_tokens)

@@ -11,6 +11,7 @@ from typing import Any
 from typing_extensions import override
 
 from longrl.callbacks.background_rollout import BackgroundRollout, run_in_background
+from longrl.callbacks.frame_order import shuffled_media
 from longrl.callbacks.rollout_steps import GroupSource, RolloutSteps, StepGroups
 from longrl.callbacks.waiting_groups import WaitingGroups
 from longrl.engines.rollout_engine import GeneratedShards, RolloutRequest, generate_shards
@@ -81,7 +82,7 @@ class BatchGroups(GroupSource):
             if new_groups is None:
                 request = self.steps.next_request(module, prompts)
                 # 2. Encode the prompts' media: every rank its shard of the frames.
-                features = self.steps.encode(module, prompts)
+                features = self.steps.encode(module, prompts, shuffled_media(request))
                 # 3. Sync: hand the weights of this step over, unless the engine has them.
                 self.steps.sync(module, step)
                 # 4. Generate this rank's shards of the completions.
@@ -135,7 +136,7 @@ class BatchGroups(GroupSource):
         """Has the engine generate from the weights as they are, before the update changes them."""
         steps = self.steps
         request = steps.next_request(module, prompts)
-        features = steps.encode(module, prompts)
+        features = steps.encode(module, prompts, shuffled_media(request))
         steps.sync(module, step)
         sp_group = module.parallel.sp_group
         arguments = (steps.engine, steps.family, module.model, request, features, sp_group, steps.environment.runner)

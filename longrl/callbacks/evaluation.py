@@ -14,12 +14,13 @@ from rich.table import Table
 from typing_extensions import override
 
 from longrl.callbacks.rollout import RolloutCallback
+from longrl.datamodules.loading.render import RowRenderer
 from longrl.evaluation.answering import Answer, make_answer, make_portable
 from longrl.evaluation.benchmark import BLIND, WITH_VIDEO
 from longrl.evaluation.graded_tables import TABLE_WIDTH, graded_tables
 from longrl.evaluation.local_policy import class_path, shown_name
 from longrl.evaluation.metric import CategoryAccuracy, logged_values
-from longrl.evaluation.outcomes import Outcome, make_outcome
+from longrl.evaluation.outcomes import SHUFFLED, Outcome, make_outcome
 from longrl.evaluation.records import Record, group_records, video_name
 from longrl.evaluation.result_files import (
     DESCRIPTION_FILE,
@@ -29,7 +30,7 @@ from longrl.evaluation.result_files import (
     write_json,
     write_samples,
 )
-from longrl.evaluation.samples import TEST_FOLDER
+from longrl.evaluation.samples import PREDICT_FOLDER as PREDICT_FOLDER, TEST_FOLDER
 from longrl.evaluation.scores import Scores
 from longrl.io.fingerprint import files_fingerprint
 from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
@@ -39,9 +40,6 @@ from longrl.modules.trained import data_module_of
 from longrl.types import Batch, Row, UnusableSample
 
 logger = logging.getLogger(__name__)
-
-PREDICT_FOLDER = "predict"
-"""Folder in a run's where `predict` leaves its answers."""
 
 
 class EvaluationReport(Callback):
@@ -179,7 +177,7 @@ class EvaluationReport(Callback):
 
         # 2. Scores.
         blind = data.renderer.blind
-        condition = BLIND if blind else WITH_VIDEO
+        condition = condition_name(data.renderer)
         self.outcome = make_outcome(condition, rows, answers, records, skipped, breakdowns=self.breakdowns, blind=blind)
         return rows, self._describe(trainer, pl_module)
 
@@ -187,7 +185,7 @@ class EvaluationReport(Callback):
         """Who answers, and how: known before a question is asked."""
         assert isinstance(pl_module, PolicyModule)
         data = data_module_of(trainer)
-        condition = BLIND if data.renderer.blind else WITH_VIDEO
+        condition = condition_name(data.renderer)
         rollout = find_rollout_callback(trainer)
         family = pl_module.family
         # A checkpoint that the command names wins over what the run began with.
@@ -211,6 +209,13 @@ class EvaluationReport(Callback):
             if isinstance(limit, int) or limit < 1.0:
                 description["questions"][f"limit_{stage}_batches"] = limit
         return description
+
+
+def condition_name(renderer: RowRenderer) -> str:
+    """The name by which an evaluation knows how questions are shown."""
+    if renderer.blind:
+        return BLIND
+    return f"{WITH_VIDEO}{SHUFFLED}" if renderer.shuffle_frames else WITH_VIDEO
 
 
 def weights_fingerprint(source: str) -> str | None:

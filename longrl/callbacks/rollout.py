@@ -14,6 +14,7 @@ from typing_extensions import override
 from longrl.callbacks.async_groups import AsyncGroups
 from longrl.callbacks.batch_groups import BatchGroups
 from longrl.callbacks.environment_rollouts import EnvironmentRollouts
+from longrl.callbacks.frame_order import FrameOrder, check_frame_order, order_values
 from longrl.callbacks.group_metrics import group_metrics
 from longrl.callbacks.group_scores import scored_groups
 from longrl.callbacks.lost_servers import DataPosition, saved_without_servers
@@ -31,13 +32,14 @@ from longrl.callbacks.rollout_steps import GroupSource, RolloutSteps
 from longrl.callbacks.staleness_checks import check_stale_tokens
 from longrl.callbacks.staleness_metrics import staleness_metrics
 from longrl.callbacks.turn_metrics import turn_metrics
+from longrl.datamodules.loading.schedules import Schedule, check_tokens
 from longrl.engines.hf import HFEngine
 from longrl.engines.rollout_engine import RolloutEngine, RolloutRequest
 from longrl.environments.settings import EnvironmentSettings
 from longrl.io.number_ranges import LIMIT_OR_ZERO, NOT_NEGATIVE, check_ranges
 from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.policy import PolicyModule, all_media
-from longrl.modules.trained import data_module_of, rollout_metrics
+from longrl.modules.trained import data_module_of, mean_over_ranks, rollout_metrics
 from longrl.rewards import RewardSum
 from longrl.strategies.parallel import Parallel
 from longrl.types import Batch, Group, Metrics, Prompt, SamplingParams
@@ -75,10 +77,14 @@ class RolloutCallback(Callback):
         router_replay: train a mixture of experts by the experts that the engine chose for each token of prompt and
             completion, in the update and for the old log-probabilities (R3, arXiv:2510.11370); the gates' weights are
             the trainer's own. Needs an engine that returns them.
+        frame_order: samples some completions more of each video with its frames shuffled, and gives right completions a
+            bonus where order helps (T-GRPO); None: not.
         environment: answers the turns of completions, as a tool that shows a part of the video does; None: completions
             have one turn.
         warn_without_signal_after: warn once after so many steps in a row in which no group had anything to learn from,
             with the likely causes; 0 never.
+        length_schedule: `sampling.max_completion_tokens` by optimizer step, at most what `sampling` says: engine,
+            update and rewards are set up for that. Completions that begin during step s have the length of step s.
         seed: of the sampling; together with the number of the rollout and the prompt's id (and, of a prompt
             that comes again in a batch, which copy it is) it decides every completion.
     """
@@ -98,6 +104,8 @@ class RolloutCallback(Callback):
         warn_without_signal_after: int = 10,
         router_replay: bool = False,
         environment: EnvironmentSettings | None = None,
+        length_schedule: Schedule | None = None,
+        frame_order: FrameOrder | None = None,
     ) -> None:
         check_ranges(
             locals(),
@@ -110,6 +118,9 @@ class RolloutCallback(Callback):
         )
         self.reward = reward
         self.sampling = sampling or SamplingParams()
+        if length_schedule is not None:
+            most = self.sampling.max_completion_tokens
+            check_tokens("rollout.length_schedule", length_schedule, most, "rollout.sampling.max_completion_tokens")
         # Greedy, and one completion: every evaluation asks the same of the policy.
         self.eval_sampling = eval_sampling or replace(
             self.sampling, num_generations=1, temperature=0.0, top_p=1.0, top_k=0
@@ -122,6 +133,7 @@ class RolloutCallback(Callback):
         self.bypass_old_logp_below = bypass_old_logp_below
         self.router_replay = router_replay
         self.environment = environment
+        self.frame_order = frame_order
         self._environment = EnvironmentRollouts(environment)
         self._monitor = MismatchMonitor(max_mean_mismatch, bypass_old_logp_below, max_staleness)
         self._is_compared = self.engine.reads_policy_weights
@@ -133,7 +145,16 @@ class RolloutCallback(Callback):
         self._data_before = DataPosition()
         self._sampled: list[Group] = []
         """Groups drawn for this step, selected or not."""
-        self._steps = RolloutSteps(self.engine, reward, self.sampling, seed, self._environment, self._watch.failures)
+        self._steps = RolloutSteps(
+            self.engine,
+            reward,
+            self.sampling,
+            seed,
+            self._environment,
+            self._watch.failures,
+            lengths=length_schedule,
+            frame_order=frame_order,
+        )
         self._source: GroupSource
         """Where a step's groups come from."""
         if max_staleness > 1:
@@ -160,6 +181,10 @@ class RolloutCallback(Callback):
             pl_module.algorithm.validate(self.sampling, pl_module.steps_per_rollout, self.max_staleness, resamples)
             self.reward.validate(self.sampling.max_completion_tokens)
             check_stale_tokens(pl_module, self.max_staleness, self.bypass_old_logp_below)
+            if pl_module.consistency is not None:
+                pl_module.consistency.check_parts(self.reward.names)
+            has_turns = self.environment is not None
+            check_frame_order(self.frame_order, pl_module, self.reward, self.max_staleness, has_turns)
             check_rollout_options(pl_module, self.engine, self.sampling, self.max_staleness, self.bypass_old_logp_below)
             if is_filtered(self.sampling):
                 # The engine's log-probabilities are of another distribution: a mismatch says nothing.
@@ -211,6 +236,7 @@ class RolloutCallback(Callback):
         assert isinstance(pl_module, PolicyModule)
         with saved_without_servers(trainer, self._source, self._data_before):
             self._fill(pl_module, batch, trainer.global_step)
+            data_module_of(trainer).learn(self._sampled)  # last: a step that could not be made teaches nothing
 
     def _fill(self, module: PolicyModule, batch: Batch, step: int) -> None:
         """Gives a batch its groups, of which there may be fewer than prompts."""
@@ -262,6 +288,10 @@ class RolloutCallback(Callback):
         if self.max_staleness:
             limits = (module.steps_per_rollout, self.max_staleness)
             self._metrics |= staleness_metrics(batch.groups, step, *limits, dp)
+        if self._steps.lengths is not None:
+            self._metrics["data/max_completion_tokens"] = float(self._steps.max_completion_tokens(step))
+        if self.frame_order is not None:
+            self._metrics |= mean_over_ranks(order_values(found.sampled), dp)
         if self.environment is not None:
             self._metrics |= turn_metrics(found.sampled, self._environment.take_num_encoded(), module.parallel)
 

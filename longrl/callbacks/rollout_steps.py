@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from longrl.callbacks.environment_rollouts import EnvironmentRollouts
+from longrl.callbacks.frame_order import FrameOrder
 from longrl.callbacks.group_scores import scored_groups
+from longrl.datamodules.loading.schedules import Schedule
 from longrl.engines.rollout_engine import (
     GeneratedShards,
     RolloutEngine,
@@ -23,7 +25,7 @@ from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum
 from longrl.rewards.failures import Failure
 from longrl.strategies.parallel import Parallel
-from longrl.types import Group, Metrics, Prompt, SamplingParams
+from longrl.types import Group, Media, Metrics, Prompt, SamplingParams
 
 
 @dataclass
@@ -88,6 +90,8 @@ class RolloutSteps:
         seed: of the run's sampling.
         environment: answers the turns of completions, if there is one.
         failures: gets those of rewards.
+        lengths: `max_completion_tokens` by optimizer step, in place of that of `sampling`, which none is above.
+        frame_order: compares groups with such of shuffled frames, if it is asked for.
     """
 
     def __init__(
@@ -98,6 +102,8 @@ class RolloutSteps:
         seed: int,
         environment: EnvironmentRollouts,
         failures: list[Failure],
+        lengths: Schedule | None = None,
+        frame_order: FrameOrder | None = None,
     ) -> None:
         self.engine = engine
         self.reward = reward
@@ -105,16 +111,25 @@ class RolloutSteps:
         self.seed = seed
         self.environment = environment
         self.failures = failures
+        self.lengths = lengths
+        self.frame_order = frame_order
         self.num_rollouts = 0
         self.family: CausalFamily
         """In the precision that the engine computes in; known from `setup` on."""
 
     def samplings(self, module: PolicyModule) -> list[SamplingParams]:
-        """The ways in which every prompt is sampled."""
+        """The ways in which every prompt is sampled that is asked now."""
+        sampling = self.sampling
+        if self.lengths is not None:
+            sampling = replace(sampling, max_completion_tokens=self.max_completion_tokens(module.global_step))
         # ReMax: one greedy completion more of every prompt.
         if module.algorithm.greedy_baseline:
-            return [self.sampling, replace(self.sampling, num_generations=1, temperature=0.0)]
-        return [self.sampling]
+            return [sampling, replace(sampling, num_generations=1, temperature=0.0)]
+        return [sampling]
+
+    def max_completion_tokens(self, step: int) -> int:
+        """Of the completions that begin when so many optimizer steps were done."""
+        return self.sampling.max_completion_tokens if self.lengths is None else int(self.lengths.at(step))
 
     def next_request(self, module: PolicyModule, prompts: Sequence[Prompt]) -> RolloutRequest:
         """The next rollout of the run, numbered: the number is part of its seed."""
@@ -124,12 +139,24 @@ class RolloutSteps:
         engine_prompts = []
         for prompt, sampling_id in zip(prompts, ids, strict=True):
             engine_prompts.append(replace(prompt, id=sampling_id))
-        return RolloutRequest(prompts, engine_prompts, self.samplings(module), seed)
+        samplings = self.samplings(module)
+        request = RolloutRequest(prompts, engine_prompts, samplings, seed)
+        if self.frame_order is None:
+            return request
+        return self.frame_order.shuffled_request(self.family, request, samplings[0])
 
-    def encode(self, module: PolicyModule, prompts: Sequence[Prompt]) -> RolloutFeatures:
-        """Features of prompts, every rank its shard of the frames; and room for those of what completions are shown."""
+    def encode(
+        self, module: PolicyModule, prompts: Sequence[Prompt], reordered: Sequence[Media] = ()
+    ) -> RolloutFeatures:
+        """Features of prompts, every rank its shard of the frames; and room for those of what completions are shown.
+
+        Args:
+            module: has the encoder and the cache.
+            prompts: this rank's.
+            reordered: their videos with the cells in another order, for which nothing is encoded.
+        """
         with module.phases("encode"):
-            return RolloutFeatures(module.features.get_or_encode(module.model, prompts), module.features)
+            return RolloutFeatures(module.features.get_or_encode(module.model, prompts), module.features, reordered)
 
     def sync(self, module: PolicyModule, step: int) -> None:
         """Hands the weights of a step over, unless the engine has them. Every rank must call it."""
@@ -163,6 +190,9 @@ class RolloutSteps:
     def score(self, module: PolicyModule, request: RolloutRequest, generated: Sequence[GeneratedShards]) -> list[Group]:
         """The groups of all prompts: every rank rewards its shards."""
         with module.phases("reward"):
-            return scored_groups(
+            groups = scored_groups(
                 self.reward, request, generated, module.parallel, self.engine.ranks_per_engine, self.failures
             )
+        if self.frame_order is not None:
+            self.frame_order.add_bonus(groups)
+        return groups

@@ -27,7 +27,7 @@ from longrl.turns import turns_text
 ViewMode = Literal["auto", "live", "plain"]
 SPEED_OF = 20
 """Steps whose median is the speed: one that validates or saves does not count."""
-PHASES = ("data", "encode", "sync", "generate", "reward", "update")
+PHASES = ("data", "encode", "sync", "generate", "reward", "teacher", "update")
 SHOWN_PHASES = (*PHASES, "decode", "save")
 """What a run may be in when it is looked at."""
 

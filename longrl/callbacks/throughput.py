@@ -184,10 +184,10 @@ def largest_by_phase(of_ranks: Sequence[Metrics]) -> Metrics:
 
 
 def group_tokens(batch: Batch) -> list[GroupTokens]:
-    """Tokens of each prompt and of each of its completions; of SFT its answer."""
+    """Tokens of each prompt and of each of its completions; of SFT its answer, of a pair both."""
     groups: Sequence[tuple[Prompt, Sequence[Continuation]]]
     if batch.groups is None:
-        groups = [(prompt, [prompt.response] if prompt.response else []) for prompt in batch.prompts]
+        groups = [(prompt, prompt.targets) for prompt in batch.prompts]
     else:
         groups = [(group.prompt, group.completions) for group in batch.groups]
     tokens = []

@@ -21,7 +21,7 @@ from longrl.io.stop_signals import is_asked_to_stop
 FACTORS = {"start": 4.0, "generate": 2.0, "save": 2.0}
 """Phases that may take so many times as long as others: weights are loaded, answers are long, disks are slow."""
 LIMIT_S = 1800.0
-PHASES = (*FACTORS, "data", "encode", "sync", "decode", "reward", "update", "validate", "step")
+PHASES = (*FACTORS, "data", "encode", "sync", "decode", "reward", "teacher", "update", "validate", "step")
 
 
 class Watchdog(Callback):

@@ -7,14 +7,15 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import httpx
 
-from longrl.chat.endpoint import Budget, Endpoint, Reply, Request, read_reply
+from longrl.chat.endpoint import Budget, Endpoint, ImageLoader, Request
 from longrl.io.append_log import AppendLog
 from longrl.io.http_replies import ACCEPT, ReplyRefused, read_body_async
 from longrl.io.pulse import PULSE
@@ -29,6 +30,58 @@ MAX_SPENT = 1e15
 """No call has cost so much, or taken so many tokens."""
 SETUP = (401, 403, 404)
 """HTTP statuses that every call would get."""
+
+
+class Answered(Protocol):
+    """What a call was answered with, and what it took."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens that the server read, by its own count."""
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens that it wrote."""
+
+
+AnswerT = TypeVar("AnswerT", bound=Answered)
+AnswerT_co = TypeVar("AnswerT_co", bound=Answered, covariant=True)
+
+
+class Call(Protocol[AnswerT_co]):
+    """What a server is asked: a chat completion (`Request`), or scores (`longrl.rewards.remote`)."""
+
+    @property
+    def model(self) -> str:
+        """As the server calls it."""
+
+    @property
+    def path(self) -> str:
+        """Behind the endpoint's url."""
+
+    @property
+    def key(self) -> str:
+        """Hash of all that decides the answer."""
+
+    @property
+    def num_images(self) -> int:
+        """Images and videos that are named."""
+
+    @property
+    def load(self) -> ImageLoader | None:
+        """Gives those that are sent."""
+
+    def body(self, images: Mapping[str, str], send_seed: bool) -> dict[str, Any]:
+        """The JSON that is sent."""
+
+    def recorded(self) -> dict[str, Any]:
+        """What the log keeps of it."""
+
+    def read(self, content: bytes) -> tuple[Any, AnswerT_co]:
+        """The JSON of the server's answer and what it says; raises ValueError if that is nothing."""
+
+    def read_again(self, entry: dict[str, Any]) -> AnswerT_co:
+        """The answer in an entry of the log; raises ValueError or KeyError if it has none."""
 
 
 class CallFailed(RuntimeError):
@@ -102,6 +155,10 @@ class ReplyCache:
         self.spent.cost += _number(values.get("cost"))
 
 
+replies_in = cache(ReplyCache)
+"""One cache per process, folder and budget: what was answered in an earlier step is known."""
+
+
 class ChatClient:
     """An endpoint as one event loop uses it: `async with ChatClient(endpoint, replies) as client: await client.ask(r)`.
 
@@ -115,7 +172,7 @@ class ChatClient:
         self.num_cached = 0
         """Requests that were answered from the log."""
         self.num_failed_attempts = 0
-        self._under_way: dict[str, asyncio.Task[Reply]] = {}
+        self._under_way: dict[str, asyncio.Task[Any]] = {}
         self._slots = asyncio.Semaphore(endpoint.concurrency)
 
     async def __aenter__(self) -> ChatClient:
@@ -154,7 +211,7 @@ class ChatClient:
             attempt += 1
             yield request
 
-    async def ask(self, request: Request) -> Reply:
+    async def ask(self, request: Call[AnswerT]) -> AnswerT:
         """The reply to a request.
 
         Raises:
@@ -163,7 +220,7 @@ class ChatClient:
             ValueError: the server refuses every call: no such model, a wrong key or url.
         """
         key = request.key
-        known = self._known_reply(key)
+        known = self._known_reply(request, key)
         if known is not None:
             self.num_cached += 1
             return known
@@ -171,19 +228,19 @@ class ChatClient:
             task = asyncio.create_task(self._call(request, key))
             self._under_way[key] = task
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
-        return await asyncio.shield(self._under_way[key])
+        answer: AnswerT = await asyncio.shield(self._under_way[key])
+        return answer
 
-    def _known_reply(self, key: str) -> Reply | None:
+    def _known_reply(self, request: Call[AnswerT], key: str) -> AnswerT | None:
         """The reply in the log; None without one, or where an earlier release wrote down one that cannot be read."""
         if key not in self.replies.log:
             return None
-        entry = self.replies.log[key]
         try:
-            return Reply.of(entry["response"], entry.get("broken_images", 0))
+            return request.read_again(self.replies.log[key])
         except (KeyError, ValueError):
             return None
 
-    async def _call(self, request: Request, key: str) -> Reply:
+    async def _call(self, request: Call[AnswerT], key: str) -> AnswerT:
         async with self._slots:
             images = await asyncio.to_thread(request.load) if request.load else {}
             broken = request.num_images - len(images)
@@ -192,7 +249,7 @@ class ChatClient:
             while True:
                 outcome = await self._attempt(request, key, body, broken)
                 attempts += 1
-                if isinstance(outcome, Reply):
+                if not isinstance(outcome, _FailedAttempt):
                     return outcome
                 may_succeed = outcome.status is None or outcome.status >= 500 or outcome.status in AGAIN
                 may_succeed &= outcome.kind != "too large"
@@ -210,13 +267,15 @@ class ChatClient:
             )
         raise CallFailed(outcome.kind, f"{self.endpoint.url}: {outcome.text[:300]} (attempts: {attempts})")
 
-    async def _attempt(self, request: Request, key: str, body: dict[str, Any], broken: int) -> Reply | _FailedAttempt:
+    async def _attempt(
+        self, request: Call[AnswerT], key: str, body: dict[str, Any], broken: int
+    ) -> AnswerT | _FailedAttempt:
         """One call; its outcome, good or bad, is on disk when it returns."""
         self.replies.reserve()
         self.num_calls += 1
         started = time.monotonic()
         try:
-            outcome = await self._post(body, key)
+            outcome = await self._post(request, body, key)
         except (httpx.TimeoutException, TimeoutError) as error:
             outcome = _FailedAttempt("timeout", f"no answer within timeout_s={self.endpoint.timeout_s:g} ({error!r})")
         except ReplyRefused as error:
@@ -238,15 +297,17 @@ class ChatClient:
             return outcome
         answer, reply = outcome
         tokens = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
-        sent = {"messages": list(request.messages), "decoding": asdict(request.decoding), "sample": request.sample}
-        values = {"response": answer, "request": sent, "cost": self.endpoint.price(**tokens)} | tokens
-        reply = replace(reply, broken_images=broken)
-        values |= {"broken_images": broken} if broken else {}
+        values = {"response": answer, "request": request.recorded(), "cost": self.endpoint.price(**tokens)} | tokens
+        if broken:
+            reply = replace(reply, broken_images=broken)  # type: ignore[type-var]  # a chat's, which alone has images
+            values |= {"broken_images": broken}
         self.replies.record(key, values | common)
         return reply
 
-    async def _post(self, body: dict[str, Any], key: str) -> tuple[Any, Reply] | _FailedAttempt:
-        url = self.endpoint.url.rstrip("/") + "/chat/completions"
+    async def _post(
+        self, request: Call[AnswerT], body: dict[str, Any], key: str
+    ) -> tuple[Any, AnswerT] | _FailedAttempt:
+        url = self.endpoint.url.rstrip("/") + request.path
         # A gateway that knows the header answers a call from its memory if the reply to it was lost.
         headers = {"Idempotency-Key": key}
         # httpx's own limit is one of each piece: a server that sends a byte a second would be waited for for ever.
@@ -259,7 +320,7 @@ class ChatClient:
             status = response.status_code
             return _FailedAttempt(f"http {status}", f"HTTP {status}: {response.text}", status, _retry_after_s(response))
         try:
-            return read_reply(response.content)
+            return request.read(response.content)
         except ValueError as error:
             return _FailedAttempt("garbled", f"{error}: {response.text}")
 

@@ -8,8 +8,8 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar
 
 from longrl.chat.frames import MessagePart
 from longrl.io.jsonl import parse_json
@@ -158,6 +158,8 @@ class Request:
     load: ImageLoader | None = field(default=None, compare=False)
     """Gives the urls of image and video parts those that are sent; called only when the call is made. What is missing
     becomes the text that it is broken."""
+    path: ClassVar[str] = "/chat/completions"
+    """Behind the endpoint's url."""
 
     @property
     def num_images(self) -> int:
@@ -195,6 +197,18 @@ class Request:
             **({"seed": self.sample} if send_seed else {}),
             **self.extra,
         }
+
+    def recorded(self) -> dict[str, Any]:
+        """What the log of replies keeps of it."""
+        return {"messages": list(self.messages), "decoding": asdict(self.decoding), "sample": self.sample}
+
+    def read(self, content: bytes) -> tuple[Any, Reply]:
+        """See `read_reply`."""
+        return read_reply(content)
+
+    def read_again(self, entry: Mapping[str, Any]) -> Reply:
+        """The reply in an entry of the log."""
+        return Reply.of(entry["response"], entry.get("broken_images", 0))
 
 
 def _shown_part(part: MessagePart, images: Mapping[str, str]) -> MessagePart:

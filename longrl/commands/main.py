@@ -29,6 +29,7 @@ OTHER_COMMANDS = {
     "serve": ("longrl.commands.serve", "a vLLM server for the rollouts of a run, on devices of its own"),
     "pipeline": ("longrl.commands.pipeline", "make a data set of questions with reasoning from videos, step by step"),
     "evaluate": ("longrl.commands.evaluate", "a policy on a benchmark, here or behind an endpoint, with a report"),
+    "own-answers": ("longrl.commands.own_answers", "a run's own best answers as SFT records, or as pairs for DPO"),
     "compare": ("longrl.commands.compare", "what one evaluation gains over another, question by question"),
     "report": ("longrl.commands.report", "curves, alerts and samples of training runs, side by side, as HTML"),
     "replay": ("longrl.commands.replay", "where the first number of a step that was left out is not finite"),

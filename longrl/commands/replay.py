@@ -137,6 +137,8 @@ def replay_step(
     grad_norm = float(total_norm([p.grad for p in policy.model.parameters() if p.grad is not None]))
     if watch.finding is None and not math.isfinite(grad_norm):
         watch.note(Finding("gradient", "all weights", "each gradient is finite, the norm overflows: that"))
+    if "teacher_logp" in step.tensors:
+        remarks.append("the step had a teacher's term, which is left out here: model.teacher is not loaded")
     remarks += [f"not finite before anything ran, {finding}" for finding in watch.weights[:4]]
     return Replay(watch.finding, loss, grad_norm, dict(step.facts), source or "the family's own", remarks)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -12,13 +13,13 @@ from typing import Literal
 import torch
 from typing_extensions import override
 
+from longrl.datamodules.loading.curriculum import Curriculum
 from longrl.datamodules.loading.data_module import Split, StreamedData, check_at_least
 from longrl.datamodules.loading.loader import (
     EvalLoader,
     LoaderOptions,
     PromptStream,
     RenderedRows,
-    RowOrder,
     TrainLoader,
 )
 from longrl.datamodules.loading.mixing import DataSource, MixedOrder, first_rows, source_list, weights_of
@@ -32,6 +33,8 @@ from longrl.datamodules.loading.render import (
     check_template,
 )
 from longrl.datamodules.loading.row_checks import unusable_rows
+from longrl.datamodules.loading.row_order import RowOrder, RowSequence
+from longrl.datamodules.loading.schedules import StepBudgets, frames_multiple_of
 from longrl.datamodules.loading.skips import SkipLog
 from longrl.datamodules.loading.workers import MIB, warn_of_small_shared_memory
 from longrl.datamodules.media.media_roots import ANYWHERE, MediaRoots
@@ -41,7 +44,8 @@ from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.sources import DecodeLimits
 from longrl.datamodules.media.subtitles import Subtitles, log_subtitles
 from longrl.datamodules.rows.other_schemas import suggest_row_function
-from longrl.datamodules.rows.question_rows import ROW_ARGUMENTS, RowFunction, make_rows
+from longrl.datamodules.rows.pairs import pair_row
+from longrl.datamodules.rows.question_rows import ROW_ARGUMENTS, RowFunction, make_rows, row_or_error
 from longrl.datamodules.rows.sources import media_root_of, read_records
 from longrl.io.functions import import_function
 from longrl.models.reading import RendersPrompts
@@ -67,7 +71,8 @@ class LongVideoReason(StreamedData):
         test: source of the rows for `test` and `predict`; or several.
         media_root: folder where relative media paths start; by default that of the source, if it is a file.
         row_function: import path (or `file.py:function`) of the function that turns a record into a `Row`.
-        stage: `sft` gives prompts their target, from reasoning and answer; `rl` leaves it to be sampled.
+        stage: `sft` gives prompts their target, from reasoning and answer; `rl` leaves it to be sampled; `preference`
+            gives both answers of rows that are pairs.
         question_template: what the model is asked; `{problem}` is the question with its options, `{subtitles}` what
             `subtitles` says. In all templates braces around anything but a name stay, as LaTeX's do.
         response_template: SFT target of a row, from its `{reasoning}` and `{answer}`; `{option}` is the wording of the
@@ -102,7 +107,11 @@ class LongVideoReason(StreamedData):
             reads) when they are first needed; otherwise such rows are skipped, and nothing is ever fetched.
         media_cache_dir: where they are kept, for all runs; by default `~/.cache/longrl/media`. Nothing deletes them.
         skipped_dir: folder of `skipped.jsonl`, which lists skipped rows; by default the run's, `default_root_dir`.
+        shuffle_frames: show videos with their temporal patches in another order, which follows from the row's id, in
+            `validate`, `test`, `predict` and `evaluate`; features are as they are, only their rows are moved.
         max_skipped_share: share of a source's rows that may be skipped; see `longrl.datamodules.loading.skips.SkipLog`.
+        curriculum: which training rows come next, by how they were answered, and which frames they show, by step;
+            None: all rows in every epoch, in random order.
 
     Example:
         `LongVideoReason(family, train="data/synthetic/train.jsonl", val="data/synthetic/eval.jsonl", stage="sft")`
@@ -145,6 +154,8 @@ class LongVideoReason(StreamedData):
         media_cache_dir: str | None = None,
         skipped_dir: str | None = None,
         max_skipped_share: float = 0.05,
+        curriculum: Curriculum | None = None,
+        shuffle_frames: bool = False,
     ) -> None:
         super().__init__()
         check_at_least(1, prompts_per_batch=prompts_per_batch, eval_prompts_per_batch=eval_prompts_per_batch)
@@ -154,6 +165,11 @@ class LongVideoReason(StreamedData):
         for name, share in (("max_skipped_share", max_skipped_share), ("blind_share", blind_share)):
             if not 0 <= share <= 1:
                 raise ValueError(f"data.{name} must be between 0 and 1, got {share}")
+        if stage == "preference" and blind_share:
+            raise ValueError(
+                f"data.blind_share must be 0 with data.stage=preference, got {blind_share}: answers of a pair speak "
+                "of what was shown"
+            )
         if "{problem}" not in question_template:
             raise ValueError(f"data.question_template must contain {{problem}}, got {question_template!r}")
         check_template("question_template", question_template, ("problem", "subtitles"))
@@ -180,6 +196,10 @@ class LongVideoReason(StreamedData):
         self.eval_prompts_per_batch = eval_prompts_per_batch
         self.seed = seed
         self.loader_options = LoaderOptions(num_workers, prefetch_prompts or prompts_per_batch, multiprocessing_context)
+        self.curriculum = curriculum
+        if curriculum is not None:
+            ahead = self.loader_options.rendered_ahead
+            curriculum.check(stage, self.sources["train"], video, prompts_per_batch, ahead)
         self.bad_records = bad_records
         self.check_files = check_files
         self.allow_outside_paths = allow_outside_paths
@@ -195,6 +215,7 @@ class LongVideoReason(StreamedData):
             answer_template=answer_template,
             blind=blind,
             blind_share=blind_share,
+            shuffle_frames=shuffle_frames,
             max_prompt_tokens=max_prompt_tokens,
             subtitles=subtitles,
             cached_media=cached_media,
@@ -229,8 +250,14 @@ class LongVideoReason(StreamedData):
 
     @override
     def read_split(self, split: Split) -> None:
+        if split == "train" and self.renderer.shuffle_frames:
+            raise ValueError(
+                "data.shuffle_frames=true is for `validate`, `test`, `predict` and `evaluate`: nothing is trained on "
+                "shuffled frames; set it to false (rollout.frame_order compares training rollouts with shuffled ones)"
+            )
         weights = self.weights if split == "train" else None
-        by_source = first_rows(map(self._read_source, self.sources[split]), self.max_rows[split], of_each=bool(weights))
+        read = [functools.partial(self._read_source, one, split) for one in self.sources[split]]
+        by_source = first_rows((each() for each in read), self.max_rows[split], of_each=bool(weights))
         results = list(chain.from_iterable(by_source))
         rows = [row for row in results if isinstance(row, Row)]
         errors = [(index, error) for index, error in enumerate(results) if isinstance(error, ValueError)]
@@ -269,8 +296,11 @@ class LongVideoReason(StreamedData):
             logger.info("%d of %d %s rows have no reasoning: they teach the answer alone", without, len(rows), split)
         log_subtitles(split, rows, self.renderer.subtitles)
 
-    def _read_source(self, one: DataSource) -> list[Row | ValueError]:
-        return make_rows(read_records(one.source), *self._reading(one))
+    def _read_source(self, one: DataSource, split: Split) -> list[Row | ValueError]:
+        rows = make_rows(read_records(one.source), *self._reading(one))
+        if self.renderer.stage == "preference" and split == "train":  # other splits may ask questions as well
+            return [row_or_error(pair_row, row) if isinstance(row, Row) else row for row in rows]
+        return rows
 
     def _reading(self, one: DataSource) -> tuple[RowFunction, str | None]:
         """Row function and media root of a source."""
@@ -324,11 +354,35 @@ class LongVideoReason(StreamedData):
         if num_workers and any(row.videos for row in dataset.rows):
             per_worker = -(-self.loader_options.prefetch_prompts // num_workers)
             warn_of_small_shared_memory(num_workers * per_worker, self._most_held_bytes())
-        order = RowOrder(len(dataset), self.seed, rank, world_size)
+        order: RowSequence = RowOrder(len(dataset), self.seed, rank, world_size)
         if self.weights:
             order = MixedOrder(len(dataset), self.seed, rank, world_size, self._sizes["train"], self.weights)
-        sp_group = self._parallel().sp_group
-        self.start(PromptStream(dataset, order, self._skips["train"], self.loader_options, sp_group))
+        marks = self.curriculum is not None
+        if self.curriculum is not None and self.curriculum.draws_rows:
+            sources = self._sizes["train"], self.sources["train"]
+            place = (self.seed, rank, world_size, self.prompts_per_batch)
+            order = self.curriculum.order(dataset.rows, *sources, *place)
+        sp_group, skips, options = self._parallel().sp_group, self._skips["train"], self.loader_options
+        self.start(PromptStream(dataset, order, skips, options, sp_group, self._budgets(), marks))
+
+    def _budgets(self) -> StepBudgets | None:
+        """Which frames each step shows, if that changes."""
+        video = self.renderer.video
+        if self.curriculum is None or self.curriculum.video is None:
+            return None
+        patch = self.renderer.family.temporal_patch_size
+        multiple = frames_multiple_of(patch if isinstance(patch, int) else patch.fewest, video)
+        self.curriculum.video.check(video, multiple)
+        return StepBudgets(self.curriculum.video, multiple, self._step, self._steps_per_batch, self.prompts_per_batch)
+
+    def _step(self) -> int:
+        """Optimizer steps that were done."""
+        return 0 if self.trainer is None else self.trainer.global_step
+
+    def _steps_per_batch(self) -> int:
+        """Optimizer steps that a batch takes."""
+        module = self.trainer.lightning_module if self.trainer else None
+        return module.steps_per_rollout if module is not None and self.renderer.stage == "rl" else 1
 
     def _most_held_bytes(self) -> float:
         """Most that the frames of a video may take in a loader's memory, three bytes a pixel."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,20 @@ from typing_extensions import override
 
 from longrl.algorithms import Algorithm, DrawnSteps, LossOutput
 from longrl.diffusion.diffusion_family import DiffusionFamily
+from longrl.diffusion.objective_step import objective_losses, one_token_each
+from longrl.diffusion.objectives import Objective
+from longrl.diffusion.old_policy import OLD_PREFIX
 from longrl.diffusion.prompt_files import PromptBatch
 from longrl.diffusion.sampler import Trajectory
 from longrl.diffusion.step_mismatch import StepMismatchMonitor
-from longrl.diffusion.trajectory_rows import RowBatch, score_rows, split_rows, trajectory_record, trajectory_rows
+from longrl.diffusion.trajectory_rows import (
+    RowBatch,
+    TrajectoryRow,
+    score_rows,
+    split_rows,
+    trajectory_record,
+    trajectory_rows,
+)
 from longrl.io.number_ranges import LIMIT_OR_ZERO, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.ema import EMA_PREFIX, EMASettings, EMAWeights, holds_ema
@@ -33,6 +43,9 @@ from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.step_statistics import StepSums
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule
 from longrl.types import TextPrompt
+
+AVERAGES = {"ema_weights": EMA_PREFIX, "old_weights": OLD_PREFIX}
+"""Attributes with averages of the trained weights -> where checkpoints have them."""
 
 
 class DiffusionModule(TrainedModule):
@@ -62,11 +75,16 @@ class DiffusionModule(TrainedModule):
             near.
         ema: keep a moving average of the trained weights: validation, test and `export` take it, training and
             `init_from` of another run the weights themselves. None keeps none; the recipes do, as the released ones.
+        objective: what is learned of finished samples, in place of the algorithm's loss of denoising steps, of which
+            advantages and selection stay: `DiffusionNFT`, `DiffusionDPO` or `BestOfGroup` of
+            longrl/diffusion/objectives.py. None is the algorithm's loss.
     """
 
     family: DiffusionFamily
     ema_weights: EMAWeights | None
     """The averages, once there are weights; saved in checkpoints."""
+    old_weights: EMAWeights | None
+    """Those of the policy that samples, where the objective has an old one; saved in checkpoints."""
 
     def __init__(
         self,
@@ -81,6 +99,7 @@ class DiffusionModule(TrainedModule):
         max_nonfinite_steps: int = 3,
         max_mismatch: float = 1e-3,
         ema: EMASettings | None = None,
+        objective: Objective | None = None,
     ) -> None:
         if min(rows_per_micro_batch, mini_batches_per_rollout, epochs_per_rollout) < 1:
             raise ValueError(
@@ -95,6 +114,8 @@ class DiffusionModule(TrainedModule):
         self.rows_per_micro_batch = rows_per_micro_batch
         self.ema = ema
         self.ema_weights = None
+        self.objective = objective
+        self.old_weights = None
         self.mismatch_monitor = StepMismatchMonitor(max_mismatch)
         """Compares the sampler's log-probabilities with those of the first update of every rollout."""
 
@@ -103,6 +124,10 @@ class DiffusionModule(TrainedModule):
     @override
     def is_rl(self) -> bool:
         return True
+
+    @override
+    def needs_reference(self) -> bool:
+        return super().needs_reference() or (self.objective is not None and self.objective.needs_reference)
 
     @override
     def build_model(self) -> nn.Module:
@@ -119,26 +144,35 @@ class DiffusionModule(TrainedModule):
         if self.is_built:
             return
         super().configure_model()
-        if self.ema is not None:
+        self._begin_averages()
+
+    def _begin_averages(self) -> None:
+        """Averages that are wanted and not there begin with the weights as they are."""
+        if self.ema is not None and self.ema_weights is None:
             self.ema_weights = EMAWeights(self.model, self.ema)
+        old = None if self.objective is None else self.objective.old_policy
+        if old is not None and self.old_weights is None:
+            self.old_weights = EMAWeights(self.model, old)
 
     @override
     def before_load(self, checkpoint: Path) -> None:
         super().before_load(checkpoint)
         # A checkpoint without averages is read into a module without: they will begin with its weights.
-        if not holds_ema(checkpoint):
-            self.ema_weights = None
+        for name, prefix in AVERAGES.items():
+            if not holds_ema(checkpoint, prefix):
+                setattr(self, name, None)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         state = checkpoint.get("state_dict", {})  # MRSPStrategy has read the weights already
-        averages = [name for name in state if name.startswith(EMA_PREFIX)]
-        if state and not averages:
-            self.ema_weights = None
-        if self.ema_weights is None:  # a run that goes on without averages
-            for name in averages:
-                del state[name]
+        for attribute, prefix in AVERAGES.items():
+            averages = [name for name in state if name.startswith(prefix)]
+            if state and not averages:
+                setattr(self, attribute, None)
+            if getattr(self, attribute) is None:  # a run that goes on without averages
+                for name in averages:
+                    del state[name]
 
     @override
     def on_fit_start(self) -> None:
@@ -148,8 +182,7 @@ class DiffusionModule(TrainedModule):
     @override
     def on_train_start(self) -> None:
         super().on_train_start()
-        if self.ema is not None and self.ema_weights is None:
-            self.ema_weights = EMAWeights(self.model, self.ema)
+        self._begin_averages()
 
     @override
     def on_validation_start(self) -> None:
@@ -186,6 +219,20 @@ class DiffusionModule(TrainedModule):
         with torch.no_grad(), self.trainer.precision_plugin.forward_context(), self.policy.unsharded():
             yield
 
+    @contextlib.contextmanager
+    def sampling_weights(self) -> Iterator[None]:
+        """Inside, the policy has the weights that sample for training: the old policy's, if the objective has one."""
+        if self.old_weights is None:
+            yield
+            return
+        self.policy.release_root()  # gathered weights are of before
+        self.old_weights.swap_in()
+        try:
+            yield
+        finally:
+            self.policy.release_root()
+            self.old_weights.swap_out()
+
     @torch.no_grad()
     def decode_samples(self, trajectories: Sequence[Trajectory]) -> Tensor:
         """[B, F, 3, H, W] uint8 frames of samples, on the CPU."""
@@ -206,36 +253,41 @@ class DiffusionModule(TrainedModule):
         if dp.max(len(groups)) == 0:
             return {}
         flat = flatten_groups(groups, self.device)
+        if self.objective is not None:
+            flat = one_token_each(flat)
         mini_batches = make_mini_batches(
             flat, self.mini_batches_per_rollout, self.algorithm, dp, old_logp=flat.sampler_logp, ref_logp=None,
             task_deviations=self.deviations_of(flat),
         )  # fmt: skip
         totals: dict[str, float] = defaultdict(float)
         for number, mini_batch in enumerate(mini_batches * self.epochs_per_rollout):
-            for name, value in self._update(mini_batch, is_first=number == 0).items():
+            for name, value in self._update(mini_batch, number == 0, number // len(mini_batches)).items():
                 totals[name] += value
         num_updates = len(mini_batches) * self.epochs_per_rollout
         means = {name: value / num_updates for name, value in totals.items()}
+        if self.old_weights is not None:
+            self.old_weights.update(self.trainer.global_step)
+            means["nft_old_decay"] = self.old_weights.settings.decay_at(self.trainer.global_step) or 0.0
         return means | self.watch_batches(mini_batches) | self.mismatch_monitor.metrics
 
-    def _update(self, mini_batch: MiniBatch[TextPrompt, Trajectory], is_first: bool) -> dict[str, float]:
+    def _update(self, mini_batch: MiniBatch[TextPrompt, Trajectory], is_first: bool, epoch: int) -> dict[str, float]:
         """One optimizer step. The weights that sampled are those of the first: its ratios are 1 exactly."""
         # 1. Micro-batches of rows; as many on every rank, for sharded weights are gathered by all.
-        local = split_rows(trajectory_rows(mini_batch.groups), self.rows_per_micro_batch)
+        local = self._micro_batches(mini_batch, is_first, epoch)
         num_missing = self.parallel.dp.max(len(local)) - len(local)
 
         # 2. Forward and backward; gradients add up.
         step_sums = StepSums()
-        for part in local:
+        for loss_of in local:
             PULSE.beats += 1
-            result = self._rows_loss(mini_batch, RowBatch.from_rows(part, self.device), is_first)
+            result = loss_of()
             self.manual_backward(result.loss)
             step_sums.add({"loss": result.loss, **result.metrics})
         for _ in range(num_missing):
             self.manual_backward(self._idle_forward().sum() * 0)
 
         # 3. Before the weights change: are samples scored as they were drawn?
-        if is_first:
+        if is_first and self.objective is None:
             self.mismatch_monitor.finish_rollout(self.parallel.world)
 
         # 4. Every rank that shares a sample has counted it; then the step.
@@ -251,9 +303,21 @@ class DiffusionModule(TrainedModule):
         weight_sum = metrics.pop("weight_sum", 0.0) or 1.0
         return {name: value if name in NOT_WEIGHTED else value / weight_sum for name, value in metrics.items()}
 
-    def _rows_loss(self, mini_batch: MiniBatch[TextPrompt, Trajectory], rows: RowBatch, is_first: bool) -> LossOutput:
+    def _micro_batches(
+        self, mini_batch: MiniBatch[TextPrompt, Trajectory], is_first: bool, epoch: int
+    ) -> list[Callable[[], LossOutput]]:
+        """The loss of each micro-batch, to be called in turn."""
+        if self.objective is not None:
+            return objective_losses(self, self.objective, mini_batch, epoch)
+        parts = split_rows(trajectory_rows(mini_batch.groups), self.rows_per_micro_batch)
+        return [functools.partial(self._rows_loss, mini_batch, part, is_first) for part in parts]
+
+    def _rows_loss(
+        self, mini_batch: MiniBatch[TextPrompt, Trajectory], part: Sequence[TrajectoryRow], is_first: bool
+    ) -> LossOutput:
         """The algorithm's objective on a micro-batch."""
-        ref_mean = None if self.reference is None else score_rows(self._reference_velocity, rows).mean  # [R, D]
+        rows = RowBatch.from_rows(part, self.device)
+        ref_mean = None if self.reference is None else score_rows(self.reference_velocity, rows).mean  # [R, D]
         scores = score_rows(self.policy, rows)
         index = rows.row_index
         if is_first:
@@ -270,7 +334,7 @@ class DiffusionModule(TrainedModule):
         return self.algorithm.loss(scores.logp, old_logp, None, None, advantages, weights, rows.sample_index, steps)
 
     @torch.no_grad()
-    def _reference_velocity(self, *inputs: Any) -> Tensor:
+    def reference_velocity(self, *inputs: Any) -> Tensor:
         """[R, ...] velocities by the reference, of what the policy reads."""
         assert self.reference is not None
         with self.reference_weights():
@@ -279,11 +343,15 @@ class DiffusionModule(TrainedModule):
 
     def _idle_forward(self) -> Tensor:
         """Velocities of one row of nothing, for a rank that has fewer micro-batches than others."""
-        latents = torch.zeros(1, *self.family.latent_shape(), device=self.device)
-        inputs = (latents, torch.zeros(1, device=self.device), [self.family.negative_prompt], 1.0)
+        inputs = self.idle_inputs()
         if self.reference is not None:
-            self._reference_velocity(*inputs)
+            self.reference_velocity(*inputs)
         return self.policy(*inputs)
+
+    def idle_inputs(self) -> tuple[Tensor, Tensor, list[str], float]:
+        """One row of nothing, as the policy reads it."""
+        latents = torch.zeros(1, *self.family.latent_shape(), device=self.device)
+        return latents, torch.zeros(1, device=self.device), [self.family.negative_prompt], 1.0
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from longrl.datamodules.loading.data_module import Split, StreamedData, check_at_least
-from longrl.datamodules.loading.loader import EvalLoader, PromptStream, RenderedRows, RowOrder, TrainLoader
+from longrl.datamodules.loading.loader import EvalLoader, PromptStream, RenderedRows, TrainLoader
+from longrl.datamodules.loading.row_order import RowOrder
 from longrl.datamodules.loading.skips import SkipLog
 from longrl.datamodules.rows.question_rows import ROW_ARGUMENTS
 from longrl.diffusion.prompt_rows import read_prompts

@@ -88,7 +88,9 @@ class DiffusionRolloutCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         assert isinstance(pl_module, DiffusionModule)
         pl_module.family.latent_shape()  # a size that the model does not have is an error now
-        if stage == "fit":
+        if stage == "fit" and pl_module.objective is not None:
+            pl_module.objective.validate(pl_module.algorithm, self.sampling)
+        elif stage == "fit":
             pl_module.algorithm.validate_steps(self.sampling.num_generations, pl_module.steps_per_rollout)
             if not any(step.std for step in self._steps(pl_module, self.sampling)):
                 raise ValueError(
@@ -104,14 +106,17 @@ class DiffusionRolloutCallback(Callback):
         assert isinstance(pl_module, DiffusionModule)
         dp = pl_module.parallel.dp
         name = f"rollout {self._num_rollouts}"
-        groups = self.sample_groups(pl_module, batch.prompts, self.sampling, name, self._watch.failures)
+        with pl_module.sampling_weights():
+            groups = self.sample_groups(pl_module, batch.prompts, self.sampling, name, self._watch.failures)
         self._sampled = groups
         self._watch.end_if_hopeless(groups, pl_module.parallel)
         self._num_rollouts += 1
         batch.groups = pl_module.algorithm.select(groups)
         self._count_empty_steps(dp.max(num_useful_groups(batch.groups)))
-        first_step = groups[0].completions[0].steps[0].index
-        counts = {"rollout/first_scored_step": first_step / dp.size, "rollout/groups_kept": float(len(batch.groups))}
+        counts = {"rollout/groups_kept": float(len(batch.groups))}
+        steps = groups[0].completions[0].steps
+        if steps:
+            counts["rollout/first_scored_step"] = steps[0].index / dp.size
         self._metrics = mean_over_ranks(reward_values(groups), dp) | dp.sum_dict(counts)
 
     @override

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from longrl.types import Group, TextPrompt
 
 TrajectoryGroup = Group[TextPrompt, Trajectory]
 """G samples of a prompt."""
+RowT = TypeVar("RowT")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def trajectory_record(mini_batch: MiniBatch[TextPrompt, Trajectory]) -> StepReco
     return StepRecord([group.prompt.row for group in mini_batch.groups], tensors, facts)
 
 
-def split_rows(rows: Sequence[TrajectoryRow], size: int) -> list[Sequence[TrajectoryRow]]:
+def split_rows(rows: Sequence[RowT], size: int) -> list[Sequence[RowT]]:
     """Micro-batches of at most `size` rows, as equal as they can be."""
     if not rows:
         return []

@@ -303,6 +303,11 @@ class RolloutRequest:
     samplings: Sequence[SamplingParams]
     """Every one gives a list of groups."""
     seed: int
+    shuffled: RolloutRequest | None = None
+    """Some of the prompts once more, with the cells of their videos in another order: their completions are compared
+    with the others and never trained on."""
+    shuffled_of: Sequence[int] = ()
+    """For each of those the index of the prompt that it is."""
 
 
 def generate_shards(
@@ -315,6 +320,8 @@ def generate_shards(
     environment: EnvironmentRunner | None = None,
 ) -> list[GeneratedShards]:
     """This rank's shards, for each way of sampling: one call of the engine for whole prompts, one per part of a prompt.
+
+    Behind them come those of `request.shuffled`.
 
     Args:
         engine: generates.
@@ -350,6 +357,8 @@ def generate_shards(
                     completions = [replace(completion, prompt_experts=None) for completion in completions]
                 generated.append((shard, Group(request.prompts[shard.prompt], completions)))
         by_sampling.append(generated)
+    if request.shuffled is not None:
+        by_sampling += generate_shards(engine, family, model, request.shuffled, features, sp_group, environment)
     return by_sampling
 
 
@@ -371,15 +380,20 @@ def gather_groups(
     if sp_group.size == 1:
         return [group for _, group in local]
     # 1. All ranks get all shards. Prompts stay at home: every rank has them, and their media are large.
-    sent = [(shard, group.completions, group.rewards, group.reward_parts, group.valid) for shard, group in local]
+    sent = [
+        (shard, group.completions, group.rewards, group.reward_parts, group.valid, group.part_weights)
+        for shard, group in local
+    ]
     received = sp_group.gather_list(sent, num_chunks)
     received.sort(key=lambda item: (item[0].prompt, item[0].first))
     # 2. Shards of a prompt lie side by side now: a full group is all of them end to end.
     groups = []
     for index, prompt in enumerate(prompts):
         shards = [fields for shard, *fields in received if shard.prompt == index]
-        completions, rewards, reward_parts, valid = zip(*shards, strict=True)
+        completions, rewards, reward_parts, valid, part_weights = zip(*shards, strict=True)
         all_completions = list(itertools.chain.from_iterable(completions))
         parts = {name: torch.cat([part[name] for part in reward_parts]) for name in reward_parts[0]}
-        groups.append(Group(prompt, all_completions, torch.cat(rewards), parts, torch.cat(valid)))
+        group = Group(prompt, all_completions, torch.cat(rewards), parts, torch.cat(valid))
+        group.part_weights = part_weights[0]
+        groups.append(group)
     return groups

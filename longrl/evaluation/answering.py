@@ -84,6 +84,8 @@ class Policy(abc.ABC):
     """The family that reads rows for it."""
     samples_frames: bool = True
     """False where whole videos are handed over, of which somebody else samples frames."""
+    shuffles_frames: bool = False
+    """True if it reads features, whose rows can be those of shuffled frames."""
 
     @abc.abstractmethod
     def prepare(self, folder: Path) -> None:
@@ -131,7 +133,8 @@ def doc_hash(row: Row) -> str:
         content[kind] = [Path(path).name for path in content[kind]]
     if not row.messages:  # no conversation: the hash is that of releases before 0.2
         del content["messages"], content["response"]
-    del content["trace"]  # what a target has beside its last turn decides no answer
+    for name in ("trace", "rejected"):  # what is taught beside a conversation's last turn decides no answer
+        del content[name]
     return hash_json(content, default=repr)  # metadata may hold anything, such as dates
 
 

@@ -19,7 +19,7 @@ from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.answering import Answer, AnswerStore, Item, Policy, make_portable, question_key
 from longrl.evaluation.comparison import read_run
-from longrl.evaluation.outcomes import judge_answers, make_outcome
+from longrl.evaluation.outcomes import SHUFFLED, judge_answers, make_outcome
 from longrl.evaluation.protocol import OWN_PROTOCOL, PublishedProtocol
 from longrl.evaluation.records import check_breakdowns
 from longrl.evaluation.result_files import EvaluationFiles, check_extends, describe_evaluation, write_evaluation
@@ -59,6 +59,9 @@ class EvaluationConfig:
     """Numbers of frames to compare, e.g. [16, 32, 64]; without any, `data.video` decides."""
     blind_baseline: bool = False
     """Ask all questions once more without their media."""
+    shuffled_baseline: bool = False
+    """Ask all questions once more with the temporal patches of their videos in another order, the same for a question
+    in every run: what is lost is what order is needed for."""
     breakdowns: list[str] = field(default_factory=list)
     """Fields of the rows' metadata to score by, e.g. [duration, domain, task_type] for VideoMME."""
     reward: RewardSum | None = None
@@ -81,6 +84,11 @@ class Condition:
     name: str
     renderer: RowRenderer
     num_frames: int | None = None
+
+    @property
+    def shuffled(self) -> Condition:
+        """The same with shuffled frames; charts of accuracy over frames leave it out."""
+        return Condition(f"{self.name}{SHUFFLED}", replace(self.renderer, shuffle_frames=True))
 
 
 class Evaluation:
@@ -117,6 +125,7 @@ class Evaluation:
                 f"--frames={config.frames} samples frames here, and the policy's video_as=video leaves that to its "
                 "server; set video_as to frames, or tell the server by endpoint.extra"
             )
+        self._check_shuffled()
         rule = config.protocol.scoring_rule()
         if config.reward is not None:
             config.reward.prepare()
@@ -170,6 +179,22 @@ class Evaluation:
             self.folder, description, self.rows, outcomes, num_cards=config.num_cards, against=against
         )
 
+    def _check_shuffled(self) -> None:
+        """Raises ValueError where frames are to be shuffled that cannot be, or are already."""
+        given = self.data.renderer.shuffle_frames
+        policy = self.config.policy
+        if given and self.config.shuffled_baseline:
+            raise ValueError(
+                "--shuffled_baseline=true asks with frames in order and shuffled, and --data.shuffle_frames=true shows "
+                "none in order; set one of them"
+            )
+        if (given or self.config.shuffled_baseline) and not policy.shuffles_frames:
+            raise ValueError(
+                f"frames are shuffled as the features of a model in this process, and {type(policy).__name__} sends "
+                "pixels; use longrl.evaluation.local_policy.LocalPolicy, or leave --shuffled_baseline and "
+                "--data.shuffle_frames out"
+            )
+
     @property
     def rows(self) -> Sequence[Row]:
         """Rows of all questions."""
@@ -184,7 +209,7 @@ class Evaluation:
         if plain.blind and self.config.frames:
             raise ValueError(f"--frames={self.config.frames} shows frames and data.blind none; set one of them")
         # Whatever the rule for frames is, a blind policy is shown none.
-        blind = Condition(BLIND, replace(plain, blind=True, video=type(plain.video)()))
+        blind = Condition(BLIND, replace(plain, blind=True, shuffle_frames=False, video=type(plain.video)()))
         if plain.blind:
             return [blind]
         conditions = []
@@ -195,6 +220,10 @@ class Evaluation:
             video = replace(plain.video, fps=None, num_frames=count, min_frames=least, max_frames=most)
             conditions.append(Condition(f"{count} frames", replace(plain, video=video), count))
         conditions = conditions or [Condition(WITH_VIDEO, plain)]
+        if plain.shuffle_frames:
+            conditions = [condition.shuffled for condition in conditions]
+        if self.config.shuffled_baseline:
+            conditions += [condition.shuffled for condition in conditions]
         return [*conditions, blind] if self.config.blind_baseline else conditions
 
     # -- asking --------------------------------------------------------------------------------------------------

@@ -179,6 +179,9 @@ def _rates(outcome: Outcome, result: Mapping[str, Any], rule_name: str | None) -
         column["strict minus that, in points"] = format_points(summary.over_majority)
     if result["over_blind"]:
         column["strict minus no video, in points"] = format_points(Difference(**result["over_blind"]))
+    for category, gain in result.get("over_shuffled", {}).items():
+        of_category = "" if category == OVERALL else f", {category}"
+        column[f"strict minus shuffled frames, in points{of_category}"] = format_points(Difference(**gain))
     return column
 
 

@@ -62,6 +62,11 @@ PANELS: tuple[Panel, ...] = (
     Panel("Asked again and dropped", r"(^|/)rollout/(asked_again|dropped)$", unit="prompts"),
     Panel("Trainer and engine busy", r"(^|/)(trainer_busy|engine_busy)$", unit="share"),
     Panel("Groups without signal", r"(^|/)groups_without_signal$", unit="share of groups"),
+    Panel("Pass rate of the rows", r"^data/pass_rate_mean$"),
+    Panel("Rows in the band", r"^data/rows_(in_band|known|new)$", unit="rows"),
+    Panel("Shares of the sources", r"^data/weight_\w+$", "share", "stacked"),
+    Panel("Frames by schedule", r"^data/(max_frames|num_frames)$", "frames", "exact"),
+    Panel("Longest completion by schedule", r"^data/max_completion_tokens$", "tokens", "exact"),
     Panel("Gradient norm", r"(^|/)grad(ient)?_norm$"),
     Panel("Learning rate", r"(^|/)(lr|learning_rate)\b|^lr-", kind="exact"),
     Panel(

@@ -60,6 +60,8 @@ class LocalPolicy(Policy):
             unless an option says otherwise; None: answers have one turn.
     """
 
+    shuffles_frames = True
+
     def __init__(
         self,
         family: CausalFamily,

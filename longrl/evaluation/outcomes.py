@@ -13,11 +13,14 @@ import torch
 from longrl.evaluation.answering import Answer
 from longrl.evaluation.metric import CategoryAccuracy
 from longrl.evaluation.records import Record, group_records, video_name
-from longrl.evaluation.scores import Difference, Score, Summary, paired_difference
+from longrl.evaluation.scores import OVERALL, Difference, Score, Summary, paired_difference
 from longrl.rewards import RewardSum
 from longrl.rewards.reward_sum import RewardFn
 from longrl.turns import restored_turn
 from longrl.types import Completion, Group, Prompt, Row, UnusableSample
+
+SHUFFLED = ", shuffled"
+"""Behind the name of a condition whose frames are shown in another order."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,26 @@ def make_outcome(
     as_wrong = total.scores if total else {}
     torn = {video_name(rows[index]) for index, answer in answers.items() if answer.num_torn}
     return Outcome(name, answers, records, failures, answered.summary(), as_wrong, num_frames, blind, len(torn))
+
+
+def gains_by_category(before: Outcome, after: Outcome) -> dict[str, Difference]:
+    """`gain_over` of all questions and of each category; of a category that neither answered nothing."""
+    common = before.judged.keys() & after.judged.keys()
+    categories = sorted({after.judged[index][0]["category"] for index in common} - {OVERALL})
+    gains = {}
+    for category in (OVERALL, *categories):
+        sides = []
+        for side in (before, after):
+            records = {
+                index: records
+                for index, records in side.records.items()
+                if category in (OVERALL, records[0]["category"])
+            }
+            sides.append(replace(side, records=records))
+        gain = gain_over(*sides)
+        if gain is not None:
+            gains[category] = gain
+    return gains
 
 
 def gain_over(before: Outcome, after: Outcome) -> Difference | None:

@@ -14,7 +14,7 @@ from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.answering import make_portable
 from longrl.evaluation.comparison import Comparison, RunRecords, changed_values, compare_folders
-from longrl.evaluation.outcomes import Outcome, gain_over
+from longrl.evaluation.outcomes import SHUFFLED, Outcome, gain_over, gains_by_category
 from longrl.evaluation.protocol import OWN_PROTOCOL, PublishedProtocol, describe_shown, list_limits
 from longrl.evaluation.samples import RESULTS_FILE, SAMPLES_FILE, SampleLine, sample_lines
 from longrl.io.atomic import atomic_write
@@ -112,6 +112,10 @@ def write_evaluation(
         shown = describe_shown(outcome, rows, known["reading"])
         conditions[outcome.name] = known | {"shown": shown} | outcome.to_dict()
         conditions[outcome.name]["over_blind"] = asdict(gain) if gain else None
+        shuffled = next((other for other in outcomes if other.name == f"{outcome.name}{SHUFFLED}"), None)
+        if shuffled is not None:
+            gains = gains_by_category(shuffled, outcome)
+            conditions[outcome.name]["over_shuffled"] = {name: asdict(each) for name, each in gains.items()}
     results = description | {"conditions": conditions}
     write_json(folder / RESULTS_FILE, results)
     comparisons = {}

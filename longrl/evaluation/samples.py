@@ -18,6 +18,8 @@ SAMPLES_FILE = "samples.jsonl"
 RESULTS_FILE = "results.json"
 TEST_FOLDER = "test"
 """Folder in a run's where `test` leaves its files."""
+PREDICT_FOLDER = "predict"
+"""Folder in a run's where `predict` leaves its answers."""
 PER_COMPLETION = (
     "sample", "correct", "correct_lenient", "correct_by_rule", "accuracy", "accuracy_lenient", "format", "letter",
     "finish_reason", "rewards", "reward",

@@ -19,6 +19,7 @@ PHASE_COLORS = {
     "sync": "#c4527a",
     WAITS: "#f1e3c6",
     "reward": "#c9a227",
+    "teacher": "#8e6bbf",
     "update": "#2f6db3",
     "save": "#7a5c3e",
 }

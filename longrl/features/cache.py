@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from longrl.features.disk_cache import DiskCache
 from longrl.io.pulse import PULSE
 from longrl.models.base import EncodesMedia
+from longrl.models.cell_order import in_order, reordered_rows
 from longrl.strategies.parallel import SINGLE_RANK_GRID, Parallel
 from longrl.types import AudioClip, Frames, FrameShard, Media
 
@@ -72,7 +73,8 @@ class FeatureCache:
         With `counted` False only what has to be encoded after all enters the hit rate.
         """
         sp_group = self.parallel.sp_group
-        media = distinct_media(prompts)
+        shown = distinct_media(prompts)
+        media = distinct(map(in_order, shown))
         # 1. What earlier steps left in memory, and what is on disk.
         missing = [item for item in media if item.key not in self._features]
         if self.disk:
@@ -104,6 +106,10 @@ class FeatureCache:
         # 3. The least recently used go first; those of this call stay whatever their size.
         features = {item.key: self._features[item.key] for item in media}
         self._keep(features)
+        # 4. Where cells are shown in another order, their rows are moved: a copy that nobody keeps.
+        for item in shown:
+            if item.cell_order:
+                features[item.key] = reordered_rows(item, features[item.key_in_order])
         return features
 
     def find(self, key: str) -> Tensor | None:
@@ -155,7 +161,12 @@ class FeatureCache:
 
 def distinct_media(prompts: Iterable[HasMedia]) -> list[Media]:
     """The media of all prompts and continuations, each key once, in the order met."""
-    return list({media.key: media for prompt in prompts for media in prompt.media}.values())
+    return distinct(item for prompt in prompts for item in prompt.media)
+
+
+def distinct(media: Iterable[Media]) -> list[Media]:
+    """Each key once, in the order met."""
+    return list({item.key: item for item in media}.values())
 
 
 def encode_shard(

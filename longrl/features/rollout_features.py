@@ -5,14 +5,16 @@ Letters: N rows of features of a media item, D feature size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from longrl.features.cache import FeatureCache, gather_rows
+from longrl.models.cell_order import reordered_rows
 from longrl.strategies.parallel import Parallel
+from longrl.types import Media
 
 
 class RolloutFeatures(MutableMapping[str, Tensor]):
@@ -24,21 +26,27 @@ class RolloutFeatures(MutableMapping[str, Tensor]):
     Args:
         of_prompts: features of the prompts, the same on all ranks of the group.
         cache: where other steps left theirs.
+        reordered: videos with their cells in another order, whose rows are moved whenever they are asked for: a copy
+            of all would take as much memory again.
     """
 
-    def __init__(self, of_prompts: Mapping[str, Tensor], cache: FeatureCache) -> None:
+    def __init__(self, of_prompts: Mapping[str, Tensor], cache: FeatureCache, reordered: Sequence[Media] = ()) -> None:
         self.shown: dict[str, Tensor] = {}
         """Those of what environments showed on this rank."""
         self.num_encoded = 0
         """Media items that went through the encoder on this rank, for no cache had their features."""
         self._of_prompts = of_prompts
         self._cache = cache
+        self._reordered = {item.key: item for item in reordered}
 
     @override
     def __getitem__(self, key: str) -> Tensor:
         for features in (self._of_prompts, self.shown):
             if key in features:
                 return features[key]
+        if key in self._reordered:
+            item = self._reordered[key]
+            return reordered_rows(item, self[item.key_in_order])
         found = self._cache.find(key)
         if found is None:
             raise KeyError(key)
@@ -56,11 +64,11 @@ class RolloutFeatures(MutableMapping[str, Tensor]):
 
     @override
     def __iter__(self) -> Iterator[str]:
-        return iter({**self._of_prompts, **self.shown})
+        return iter({**self._of_prompts, **self.shown, **self._reordered})
 
     @override
     def __len__(self) -> int:
-        return len({*self._of_prompts, *self.shown})
+        return len({*self._of_prompts, *self.shown, *self._reordered})
 
 
 def shared_features(local: Mapping[str, Tensor], device: torch.device, parallel: Parallel) -> dict[str, Tensor]:

@@ -18,13 +18,15 @@ from torch import Tensor, nn
 
 from longrl.models.building import BuildsModel
 from longrl.models.checkpoint_offload import OffloadedCheckpoints
-from longrl.models.chunked_logprobs import chunked_logprobs
+from longrl.models.chunked_logprobs import chunked_scores
 from longrl.models.engine_adapter import EngineAdapter
 from longrl.models.expert_routing import expert_rows, layer_inputs
+from longrl.models.kept_distributions import KeptDistributions
 from longrl.models.lora import LoRASettings, export_adapters
 from longrl.models.patching import PatchesMedia
 from longrl.models.planning_sizes import HasPlanningSizes
 from longrl.models.reading import RendersPrompts
+from longrl.models.teacher_targets import TeacherTargets
 from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
 from longrl.types import Dtype, Features, GroupSpan, Media, Packed, PolicyOutput, to_device
 
@@ -114,6 +116,8 @@ class TextStack(RendersPrompts):
         temperature: float = 1.0,
         sequence: SequenceParallel = NO_SEQUENCE_PARALLEL,
         entropy_gradient: bool = False,
+        teacher: TeacherTargets | None = None,
+        keep: KeptDistributions | None = None,
     ) -> PolicyOutput:
         """Log-probabilities and entropies of the completions of a micro-batch.
 
@@ -124,6 +128,8 @@ class TextStack(RendersPrompts):
             temperature: the completions were sampled with.
             sequence: the ranks that share it.
             entropy_gradient: entropies carry a gradient, for a loss that reads them.
+            teacher: whose distributions the rows' are compared with, with gradient.
+            keep: what to return of the rows' own distributions, as a teacher is asked.
         """
         # 1. The rows of this rank, padded so that every rank has as many.
         device = model.get_input_embeddings().weight.device
@@ -147,20 +153,27 @@ class TextStack(RendersPrompts):
 
         # 4. Logits for the scored rows only; several ranks take equal parts, wherever these rows lie.
         lm_head = model.get_output_embeddings().weight  # [V, D]
-        targets = packed.target_ids  # [R]
-        options = {"fp32": self.fp32_lm_head, "entropy_gradient": entropy_gradient}
+        num_scored = len(packed.target_ids)
+        share = sequence.share(num_scored)
         if sequence.size == 1:
             scored = hidden[0][packed.predict_from]  # [R, D]
-            logp, entropy = chunked_logprobs(scored, lm_head, targets, temperature, **options)
-            return PolicyOutput(logp, entropy, load)
-        num_scored = len(targets)
-        local_targets = targets[sequence.share(num_scored)]  # [R / ranks]
-        assert packed.host_predict_from is not None  # since 1.
-        scored = sequence.scored(hidden[0], packed.host_predict_from)  # [R / ranks, D]
-        logp, entropy = chunked_logprobs(scored, lm_head, local_targets, temperature, **options)
-        logp = sequence.gather(logp, num_scored)  # [R]
-        entropy = sequence.gather(entropy, num_scored)
-        return PolicyOutput(logp, entropy, load)
+        else:
+            assert packed.host_predict_from is not None  # since 1.
+            scored = sequence.scored(hidden[0], packed.host_predict_from)  # [R / ranks, D]
+        scores = chunked_scores(
+            scored,
+            lm_head,
+            packed.target_ids[share],
+            temperature,
+            fp32=self.fp32_lm_head,
+            entropy_gradient=entropy_gradient,
+            teacher=None if teacher is None else teacher.share(share),
+        )
+        divergence = None if scores.divergence is None else sequence.gather(scores.divergence, num_scored)
+        kept = None if keep is None else keep.of_rows(scored, lm_head, temperature, self.fp32_lm_head)
+        logp = sequence.gather(scores.logp, num_scored)  # [R]
+        entropy = sequence.gather(scores.entropy, num_scored)
+        return PolicyOutput(logp, entropy, load, divergence, kept)
 
     def text_inputs(
         self,

@@ -53,11 +53,11 @@ class EMASettings:
         return min(self.decay, (1 + step) / (10 + step))
 
 
-class Following(Protocol):
-    """When and how fast weights follow others."""
+class AveragingRule(Protocol):
+    """When and how fast averages follow: `EMASettings`, or another rule."""
 
     def decay_at(self, step: int) -> float | None:
-        """Their share that stays after optimizer step `step`; None if the step changes nothing."""
+        """The share of the average that stays after optimizer step `step`; None if the step changes nothing."""
 
 
 class EMAWeights(nn.Module):
@@ -68,7 +68,7 @@ class EMAWeights(nn.Module):
         settings: when and how fast it follows.
     """
 
-    def __init__(self, model: nn.Module, settings: Following) -> None:
+    def __init__(self, model: nn.Module, settings: AveragingRule) -> None:
         super().__init__()
         self.settings = settings
         object.__setattr__(self, "model", model)  # past nn.Module's registration: its names in checkpoints stay its own
@@ -125,13 +125,13 @@ def averages_by_weight(saved: Iterable[str]) -> dict[str, str]:
     return averages
 
 
-def holds_ema(checkpoint: Path) -> bool:
-    """True if averages are saved in a Lightning checkpoint, a file or a folder of shards."""
+def holds_ema(checkpoint: Path, prefix: str = EMA_PREFIX) -> bool:
+    """True if averages are saved in a Lightning checkpoint, a file or a folder of shards, under a prefix."""
     if not checkpoint.is_dir():
         saved = load_state(checkpoint)["state_dict"]
-        return any(name.startswith(EMA_PREFIX) for name in saved)
+        return any(name.startswith(prefix) for name in saved)
     saved = read_metadata(checkpoint).state_dict_metadata
-    return any(name.startswith(f"state_dict.{EMA_PREFIX}") for name in saved)
+    return any(name.startswith(f"state_dict.{prefix}") for name in saved)
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -148,8 +148,7 @@ class RendersPrompts(PatchesMedia):
         input_ids = torch.tensor(ids)  # [T]
         target = None
         if response is not None:
-            ids_of_answer = self.encode_last_turn(row, response) if row.messages else self.encode_response(response)
-            target = Continuation(ids_of_answer)
+            target = Continuation(self.encode_answer(row, response))
         return Prompt(
             id=row.id,
             input_ids=input_ids,
@@ -248,6 +247,10 @@ class RendersPrompts(PatchesMedia):
     def chat_content(self, content: list[dict[str, str]]) -> Any:
         """A message as the template reads it, from its texts and media: `{"type": "video"}` and the like."""
         return content
+
+    def encode_answer(self, row: Row, answer: str) -> Tensor:
+        """[S] token ids of an answer behind the prompt of a row, with the end token."""
+        return self.encode_last_turn(row, answer) if row.messages else self.encode_response(answer)
 
     def encode_response(self, response: str) -> Tensor:
         """[S] token ids of an SFT target, with the end token; a `<think>` that the prompt has opened is left out."""

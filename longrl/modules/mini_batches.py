@@ -7,7 +7,8 @@ of a micro-batch. All are this rank's.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol
 
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from longrl.algorithms import Algorithm, LossOutput
+from longrl.algorithms import Algorithm, HighEntropy, LossOutput, high_entropy
 from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.staleness import token_staleness
 from longrl.modules.step_statistics import completion_means
+from longrl.modules.token_statistics import NO_STATISTICS, TokenStatistics
 from longrl.strategies.axis import Axis
 from longrl.types import Completion, Group, Packed, PolicyOutput, PromptT
 
@@ -49,6 +51,10 @@ class FlatGroups(Generic[PromptT, ScoredT]):
     """[P, G] bool."""
     in_loss: Tensor
     """[P, G] bool: valid, and not left out of the loss alone."""
+    parts: Mapping[str, Tensor]
+    """Name of each part of the reward -> [P, G], NaN where it does not apply."""
+    part_weights: Mapping[str, Tensor]
+    """Likewise [P], its weight in the reward."""
     baselines: Tensor | None
     """[P] rewards of greedy completions, if the groups have them."""
     sampler_logp: Tensor
@@ -89,6 +95,7 @@ def flatten_groups(
     for group in groups:
         mask = group.valid if group.in_loss is None else group.in_loss
         in_loss.append(mask[None])
+    parts, part_weights = reward_parts(groups)
     baselines = [group.baseline for group in groups if group.baseline is not None]
     baseline = None
     if len(baselines) == len(groups):
@@ -99,12 +106,30 @@ def flatten_groups(
         rewards=torch.cat([no_rewards, *rewards]).to(device),
         valid=torch.cat([no_rewards.bool(), *valid]).to(device),
         in_loss=torch.cat([no_rewards.bool(), *in_loss]).to(device),
+        parts={name: values.to(device) for name, values in parts.items()},
+        part_weights={name: values.to(device) for name, values in part_weights.items()},
         baselines=baseline,
         sampler_logp=torch.cat([torch.zeros(0), *logprobs]).to(device),
         staleness=all_staleness.to(device),
         num_stale=int((all_staleness > 0).sum()),
         offsets=[0, *num_tokens.cumsum(0).tolist()],
     )
+
+
+def reward_parts(groups: Sequence[Group[PromptT, ScoredT]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Name of each part of the reward that has a weight -> its values [P, G], NaN where it does not apply; weights [P].
+
+    Groups that another reward has scored (of a checkpoint, with other options) may lack a part.
+    """
+    names = dict.fromkeys(name for group in groups for name in group.part_weights or {})
+    values = {}
+    weights = {}
+    for name in names:
+        of_groups = [group.reward_parts.get(name, torch.full_like(group.rewards, math.nan)) for group in groups]
+        values[name] = torch.stack(of_groups)
+        of_part = [(group.part_weights or {}).get(name, 0.0) for group in groups]
+        weights[name] = torch.tensor(of_part, dtype=torch.float64)
+    return values, weights
 
 
 # -- mini-batches ------------------------------------------------------------------------------------------------
@@ -129,6 +154,8 @@ class MiniBatch(Generic[PromptT, ScoredT]):
     """[C] weight of every token of a completion."""
     nonfinite: Tensor
     """[C] bool, True for completions that are left out, for a score or advantage of theirs is not finite."""
+    high_entropy: HighEntropy | None = None
+    """The tokens that get the policy gradient, where not all do."""
     reward_kl: Tensor | None = None
     """[N] KL estimates that were taken off the rewards, where a control of the coefficient reads them."""
 
@@ -156,6 +183,8 @@ def make_mini_batches(
     dp: Axis,
     old_logp: Tensor | None,
     ref_logp: Tensor | None,
+    statistics: TokenStatistics = NO_STATISTICS,
+    token_rewards: Tensor | None = None,
     task_deviations: Tensor | None = None,
 ) -> list[MiniBatch[PromptT, ScoredT]]:
     """The groups of a rollout with their advantages, in mini-batches; every rank of the run must call it.
@@ -167,6 +196,8 @@ def make_mini_batches(
         dp: ranks with other groups.
         old_logp: [N] log-probabilities before the update, or None where it is the first.
         ref_logp: [N] of the reference policy, or None without KL penalty.
+        statistics: what the objective reads of the tokens beside that.
+        token_rewards: [N] rewards of tokens for themselves alone, added to their advantages.
         task_deviations: [P] of the rewards of each group's task, where the algorithm has a `task_decay`.
     """
     # 1. A completion with a score that is not finite is not valid: it enters no mean. The score becomes one without
@@ -191,8 +222,14 @@ def make_mini_batches(
         kl=penalty,
         baseline=flat.baselines,
         all_reduce=dp.sum,
+        parts=flat.parts,
+        part_weights=flat.part_weights,
+        gradient_norms=statistics.gradient_norms,
         task_deviations=task_deviations,
     )
+    if token_rewards is not None:
+        is_counted = valid.flatten().repeat_interleave(flat.lengths)  # [N]
+        advantages = advantages + token_rewards.where(is_counted, 0.0)
     # A function of the user's may give advantages that are not finite.
     in_loss = flat.in_loss.flatten()  # [C]
     kept = in_loss & has_scores & finite_completions(flat.lengths, advantages)
@@ -207,6 +244,10 @@ def make_mini_batches(
         tokens = slice(flat.offsets[start], flat.offsets[stop])
         completions = slice(start * num_generations, stop * num_generations)
         weights = algorithm.token_weights(flat.lengths[completions], kept[completions], dp.sum)  # [C]
+        chosen = None
+        if statistics.entropy is not None and algorithm.top_entropy_share < 1:
+            counted = (weights > 0).repeat_interleave(flat.lengths[completions])  # [N]
+            chosen = high_entropy(statistics.entropy[tokens], counted, algorithm.top_entropy_share, dp.sum)
         mini_batches.append(
             MiniBatch(
                 groups=flat.groups[start:stop],
@@ -217,6 +258,7 @@ def make_mini_batches(
                 staleness=flat.staleness[tokens],
                 weights=weights,
                 nonfinite=(in_loss & ~kept)[completions],
+                high_entropy=chosen,
                 reward_kl=None if penalty is None or algorithm.kl_control is None else penalty[tokens],
             )
         )
@@ -289,9 +331,10 @@ class RolloutLoss:
             old_logp=old_logp,
             ref_logp=None if mini_batch.ref_logp is None else mini_batch.ref_logp[rows],
             sampler_logp=sampler_logp,
-            advantages=mini_batch.advantages[rows],
+            advantages=self._advantages(rows),
             weights=weights,
             completion_index=packed.completion_index,
+            stale=mini_batch.staleness[rows] > 0,
         )
         of_completions = completion_means(output.entropy.detach(), packed.completion_index, len(mini_batch.weights))
         self.entropies.append(of_completions)
@@ -299,10 +342,20 @@ class RolloutLoss:
         metrics = {"entropy": entropy.detach(), **result.metrics}
         if mini_batch.reward_kl is not None:
             metrics["kl_ref"] = (mini_batch.reward_kl[rows] * weights).sum()
+        if mini_batch.high_entropy is not None:
+            metrics["entropy_threshold"] = (mini_batch.high_entropy.threshold * weights).sum()
+            metrics["high_entropy_share"] = (mini_batch.high_entropy.chosen[rows] * weights).sum()
         loss = result.loss
         if self.reads_entropy:
             loss = loss - self.algorithm.entropy_coef * entropy
         return LossOutput(loss, metrics)
+
+    def _advantages(self, rows: Tensor) -> Tensor:
+        """[R] advantages of tokens; 0, of which a surrogate has no gradient, for those that are to have none."""
+        advantages = self.mini_batch.advantages[rows]
+        if self.mini_batch.high_entropy is None:
+            return advantages
+        return advantages.where(self.mini_batch.high_entropy.chosen[rows], 0.0)
 
     def tensors(self) -> dict[str, Tensor]:
         """See `TokenLoss`."""

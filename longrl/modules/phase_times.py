@@ -16,7 +16,7 @@ from longrl.types import Metrics
 
 
 class PhaseTimes:
-    """Seconds that a training step spends in each phase: encode, sync, generate, reward, update, save.
+    """Seconds of a training step by phase: encode, sync, generate, reward, teacher, update, save.
 
     Example:
         with phases("generate"):

@@ -1,4 +1,4 @@
-"""The policy being trained: one LightningModule for chain-of-thought SFT and for RL on its own rollouts.
+"""The policy being trained: one LightningModule for chain-of-thought SFT, for pairs, and for RL on its own rollouts.
 
 Letters: P prompts of a batch, G completions of each, C = P * G, N completion tokens of a rollout or mini-batch,
 R scored rows of a micro-batch. All are this rank's; sums over ranks are taken where a formula needs them.
@@ -11,36 +11,43 @@ import copy
 import functools
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from longrl.algorithms import Algorithm
-from longrl.features.cache import FeatureCache, HasMedia
+from longrl.algorithms import Algorithm, Distillation, Preference
+from longrl.features.cache import FeatureCache
 from longrl.features.disk_cache import DiskCache
 from longrl.features.trainable_features import TrainableFeatures
 from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
+from longrl.modules.consistency import Consistency
+from longrl.modules.distiller import DistilledLoss, Distiller, Teaching
 from longrl.modules.expert_load import ExpertLoads
 from longrl.modules.initial_weights import build_from
 from longrl.modules.mini_batches import FlatGroups, RolloutLoss, TokenLoss, flatten_groups, make_mini_batches
 from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.optimizer import OptimizerSettings
-from longrl.modules.scoring import PackedScoring
-from longrl.modules.sft_loss import SFTLoss, response_targets
+from longrl.modules.preference_loss import RewardShift
+from longrl.modules.preference_step import check_stage, preference_step, preference_validation
+from longrl.modules.scoring import PackedScoring, TokenScores, all_media as all_media
+from longrl.modules.sft_step import sft_step, sft_validation
 from longrl.modules.skipped_steps import text_record
 from longrl.modules.step_statistics import StepSums, lowest_over_ranks
+from longrl.modules.teachers import Teacher, TeacherRun
+from longrl.modules.token_statistics import TokenStatistics, token_statistics
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
 from longrl.packing.lengths import micro_batch_limit
-from longrl.packing.pack import Continuations, continuations
+from longrl.packing.pack import Continuations
 from longrl.strategies.fsdp import RootModule
 from longrl.types import Batch, Features, Metrics, PolicyOutput, Prompt
 
 
 class PolicyModule(TrainedModule):
-    """Trains a model family by SFT (batches without groups) or RL (batches whose groups a rollout callback filled).
+    """Trains a model family by SFT or on pairs (batches without groups), or by RL (groups of a rollout callback).
 
     Optimization is manual: losses are sums under weights that add up to one over the whole optimizer step, so any split
     into micro-batches gives the same gradient.
@@ -62,6 +69,12 @@ class PolicyModule(TrainedModule):
         feature_cache_dir: folder in which features of a frozen encoder outlive the run, if there is one. `python -m
             longrl cache-features` fills it beforehand. In `fit` videos whose features are there are not decoded.
         feature_cache_disk_bytes: what all files in that folder may take; the least recently used go first.
+        consistency: a bonus for right completions whose answer the reference finds likely after their reasoning
+            (GRPO-CARE); it needs the reference, also without a KL penalty. None: not.
+        teacher: a model, or several for different tasks, whose distributions the policy learns; None is no
+            distillation.
+        distillation: how; None is the reverse KL over the whole vocabulary.
+        preference: the objective of `data.stage: preference`; by default DPO. `init_from` is the reference.
     """
 
     family: CausalFamily
@@ -80,6 +93,10 @@ class PolicyModule(TrainedModule):
         feature_cache_bytes: int = 1 << 30,
         feature_cache_dir: str | None = None,
         feature_cache_disk_bytes: int = 1 << 40,
+        consistency: Consistency | None = None,
+        teacher: Teacher | list[Teacher] | None = None,
+        distillation: Distillation | None = None,
+        preference: Preference | None = None,
     ) -> None:
         if min(max_tokens_per_micro_batch, mini_batches_per_rollout, epochs_per_rollout) < 1:
             raise ValueError(
@@ -98,11 +115,20 @@ class PolicyModule(TrainedModule):
         )  # fmt: skip
         if self.algorithm.fp32_lm_head:
             family.fp32_lm_head = True
+        self.preference = preference or Preference()
+        self.preference_is_given = preference is not None
+        self.reward_shift = RewardShift()
+        """Of the quality loss of pairs."""
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
+        self.consistency = consistency
         self.temperature = 1.0
         """The one completions are sampled with; the rollout callback sets it."""
         self.mismatch_monitor: MismatchMonitor | None = None
         """Compares engine and trainer in every step; the rollout callback sets it."""
+        self.distiller = Distiller.of(teacher, distillation)
+        """What teachers add to the objective; None without any."""
+        self.teaching: Teaching | None = None
+        """What they say of the batch at hand."""
         self.vision_encoder_trains = False
         """True if features need gradients; known once there are weights."""
         self.num_scoring_passes = 0
@@ -118,12 +144,31 @@ class PolicyModule(TrainedModule):
     def is_rl(self) -> bool:
         return data_module_of(self.trainer).renderer.stage == "rl"
 
+    def learns_pairs(self) -> bool:
+        """True if batches are pairs of answers, one of which is preferred."""
+        return data_module_of(self.trainer).renderer.stage == "preference"
+
+    @property
+    @override
+    def rollouts_need_reference(self) -> bool:
+        return super().rollouts_need_reference or self.consistency is not None
+
+    @override
+    def needs_reference(self) -> bool:
+        return self.preference.needs_reference if self.learns_pairs() else super().needs_reference()
+
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if stage == "fit" and self.distiller is not None:
+            self.distiller.setup(self.family, self.algorithm, data_module_of(self.trainer).renderer.stage)
+            train = data_module_of(self.trainer).datasets.get("train")
+            self.distiller.check_tasks(() if train is None else train.rows)
         if stage == "fit" and not self.is_rl():  # in RL the rollout callback knows how long completions may become
             limit = micro_batch_limit(self.max_tokens_per_micro_batch, self.parallel.degrees)
             data_module_of(self.trainer).limit_lengths([limit], ("train", "val"))
+        if stage == "fit":
+            check_stage(self)
 
     @override
     def build_model(self) -> nn.Module:
@@ -138,6 +183,19 @@ class PolicyModule(TrainedModule):
         self.features.parallel = self.parallel
         if self.features.disk:
             self.features.disk.check_encoder(self.model)
+
+    @override
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.distiller is not None:
+            limit = self.max_tokens_per_micro_batch
+            distillation = self.distiller.distillation
+            self.distiller.start(TeacherRun(self.family, distillation, self.parallel, limit, self.device))
+
+    @override
+    def teardown(self, stage: str) -> None:
+        if self.distiller is not None:
+            self.distiller.close()
 
     @override
     def on_train_start(self) -> None:
@@ -173,14 +231,36 @@ class PolicyModule(TrainedModule):
         """The run's micro-batches: of the ranks, the budget of tokens and the device that there are now."""
         return PackedScoring(self.parallel, self.max_tokens_per_micro_batch, self.family.num_axes, self.device)
 
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.reward_shift.count:
+            checkpoint["reward_shift"] = self.reward_shift.state_dict()
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.reward_shift.load_state_dict(checkpoint.get("reward_shift", {}))
+
     # -- steps ---------------------------------------------------------------------------------------------------
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """As of all policies, once teachers have scored what is learned."""
+        if self.distiller is not None:
+            with self.phases("teacher"):
+                self.teaching = self.distiller.score_batch(batch, self.temperature, self.device)
+        super().training_step(batch, batch_idx)
+        self.teaching = None  # hidden states of every token, that the next rollout needs the room of
 
     @override
     def update_policy(self, batch: Batch) -> Metrics:
         """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
         groups = batch.groups
         if groups is None:
-            return self._sft_step(batch)
+            return preference_step(self, batch) if self.learns_pairs() else sft_step(self, batch)
         if self.features.disk:  # of what the rollout callback encoded
             self.log_dict(self.features.metrics(), batch_size=1)
         if self.parallel.dp.max(len(groups)) == 0:
@@ -188,25 +268,50 @@ class PolicyModule(TrainedModule):
 
         # 1. What the policies of before said of the tokens: the one that sampled, and the reference.
         flat = flatten_groups(groups, self.device, self.global_step, self.steps_per_rollout)
-        old_logp = self._old_logp(flat, batch.features)  # [N]
-        ref_logp = self._reference_logp(flat, batch.features)  # [N]
+        statistics = self._token_statistics(flat, batch.features)
+        old_logp = self._old_logp(flat, batch.features, statistics.logp)  # [N]
+        all_prompts = [group.prompt for group in groups]
+        all_completions = [group.completions for group in groups]
+        ref_logp = self.reference_logp(all_prompts, all_completions, batch.features)  # [N]
+        consistent = None
+        if self.consistency is not None:
+            assert ref_logp is not None, "`rollouts_need_reference` has it made"
+            consistent = self.consistency.score(flat, ref_logp, self.family.tokenizer)
+            flat = consistent.flat
+            ref_logp = ref_logp if self.algorithm.kl_coef > 0 else None
+        teaching = self.teaching
 
         # 2. Advantages, and mini-batches of neighbouring groups.
+        token_rewards = None if teaching is None else teaching.token_rewards(old_logp)
         mini_batches = make_mini_batches(
-            flat, self.mini_batches_per_rollout, self.algorithm, self.parallel.dp, old_logp, ref_logp,
+            flat,
+            self.mini_batches_per_rollout,
+            self.algorithm,
+            self.parallel.dp,
+            old_logp,
+            ref_logp,
+            statistics,
+            token_rewards,
             self.deviations_of(flat),
-        )  # fmt: skip
+        )
+        taught: Sequence[Teaching | None] = [None] * len(mini_batches)
+        if teaching is not None:
+            taught = teaching.parts([len(mini_batch.advantages) for mini_batch in mini_batches])
+            self.has_signal |= teaching.has_signal
 
         # 3. Updates. The weights of the first are those that sampled: there engine and trainer are compared.
         monitor = self.mismatch_monitor
         totals: Metrics = defaultdict(float)
         entropies: list[Tensor] = []
         loads = ExpertLoads()
-        for mini_batch in mini_batches * self.epochs_per_rollout:
+        in_order = [*zip(mini_batches, taught, strict=True)] * self.epochs_per_rollout
+        for mini_batch, said in in_order:
             prompts = [group.prompt for group in mini_batch.groups]
             completions = [group.completions for group in mini_batch.groups]
-            loss = RolloutLoss(self.algorithm, mini_batch, monitor, entropies)
-            metrics = self._update(prompts, completions, batch.features, loss, loads, monitor)
+            loss: TokenLoss = RolloutLoss(self.algorithm, mini_batch, monitor, entropies)
+            if said is not None:
+                loss = DistilledLoss(loss, said, mini_batch.weights)
+            metrics = self.take_step(prompts, completions, batch.features, loss, loads, monitor)
             monitor = None
             # Weights add up to less than one with Dr.GRPO's constant, or with masked completions.
             weight_sum = metrics.pop("weight_sum", 0.0) or 1.0
@@ -216,29 +321,18 @@ class PolicyModule(TrainedModule):
         # 4. Metrics are means over the updates.
         num_updates = len(mini_batches) * self.epochs_per_rollout
         means = {name: total / num_updates for name, total in totals.items()}
+        if teaching is not None:
+            means = teaching.finish(means, self.parallel.dp)
         means["entropy_min"] = lowest_over_ranks(entropies, self.parallel.world)
         means |= self.watch_batches(mini_batches)
         means |= loads.metrics(self.parallel.world)
+        if consistent is not None:
+            means |= consistent.metrics(self.parallel.dp)
         if self.mismatch_monitor is None:
             return means
         return means | self.mismatch_monitor.metrics
 
-    def _sft_step(self, batch: Batch) -> Metrics:
-        """One optimizer step on the negative log-likelihood per response token of the whole batch."""
-        responses = response_targets(batch)
-        num_tokens = sum(response.num_sampled for (response,) in responses)
-        all_tokens = self.parallel.dp.sum(torch.tensor(num_tokens, device=self.device))
-        loss = SFTLoss(int(all_tokens))
-        features: dict[str, Tensor] = {}
-        if not self.vision_encoder_trains:
-            features = self.features.get_or_encode(self.model, all_media(batch.prompts, responses))
-        loads = ExpertLoads()
-        metrics = self._update(batch.prompts, responses, features, loss, loads)
-        if self.features.disk:
-            self.log_dict(self.features.metrics(), batch_size=1)
-        return metrics | loads.metrics(self.parallel.world)
-
-    def _update(
+    def take_step(
         self,
         prompts: Sequence[Prompt],
         completions: Continuations,
@@ -260,9 +354,9 @@ class PolicyModule(TrainedModule):
         for packed in micro_batches:
             PULSE.beats += 1
             here = self.scoring.on_device(packed)
-            output: PolicyOutput = self.policy(
-                here, features, self.temperature, sequence, entropy_gradient=getattr(loss, "reads_entropy", False)
-            )
+            options = loss.forward_options(packed, here) if isinstance(loss, DistilledLoss) else {}
+            options["entropy_gradient"] = getattr(loss, "reads_entropy", False)
+            output: PolicyOutput = self.policy(here, features, self.temperature, sequence, **options)
             loads.add(output.load, counts=packed is not None)
             if packed is None:  # this rank only helps the others to gather weights and to sum gradients
                 self.manual_backward(output.logp.sum() * 0)
@@ -293,14 +387,28 @@ class PolicyModule(TrainedModule):
 
     # -- scores --------------------------------------------------------------------------------------------------
 
-    def _old_logp(self, flat: FlatGroups, features: Features) -> Tensor | None:
+    def _token_statistics(self, flat: FlatGroups, features: Features) -> TokenStatistics:
+        """What the objective reads of the tokens beside log-probabilities, for most nothing; `token_statistics`."""
+        prompts = [group.prompt for group in flat.groups]
+        completions = [group.completions for group in flat.groups]
+
+        def score(temperature: float) -> TokenScores:
+            self.num_scoring_passes += 1
+            return self.scoring.scores(self.policy, prompts, completions, features, temperature)
+
+        return token_statistics(self.algorithm, score, self.temperature)
+
+    def _old_logp(self, flat: FlatGroups, features: Features, scored: Tensor | None) -> Tensor | None:
         """[N] log-probabilities before the update, or None if they are those of the first and only update.
 
         Tokens of older weights have the sampler's, unless the objective is decoupled; so have all of a trusted engine.
+        `scored` [N] are the policy's, where it has been asked already.
         """
         dp = self.parallel.dp
         decoupled = self.algorithm.decoupled
         in_reward = self.algorithm.kl_coef > 0 and self.algorithm.kl_placement == "reward"
+        if self.distiller is not None and self.distiller.distillation.placement == "advantage":
+            in_reward = True
         num_stale = dp.max(0 if decoupled else flat.num_stale)
         if self.steps_per_rollout == 1 and not in_reward and not num_stale:
             return None
@@ -313,21 +421,29 @@ class PolicyModule(TrainedModule):
                 is_trusted = self.mismatch_monitor.bypasses_old_logp
             if not num_unknown and (is_trusted or not num_on_policy):
                 return flat.sampler_logp
-        prompts = [group.prompt for group in flat.groups]
-        completions = [group.completions for group in flat.groups]
-        # By the experts that sampled, as in the update: their ratio is that of the weights alone (arXiv:2510.11370).
-        old_logp = self.score(self.policy, prompts, completions, features)  # [N]
+        old_logp = scored
+        if old_logp is None:
+            prompts = [group.prompt for group in flat.groups]
+            completions = [group.completions for group in flat.groups]
+            # By the experts that sampled, as in the update: the ratio is that of the weights alone (arXiv:2510.11370).
+            old_logp = self.score(self.policy, prompts, completions, features)  # [N]
         if decoupled:
             return old_logp
         return torch.where((flat.staleness == 0) | ~is_known, old_logp, flat.sampler_logp)
 
-    def _reference_logp(self, flat: FlatGroups, features: Features) -> Tensor | None:
-        """[N] log-probabilities of the reference policy, or None without KL penalty."""
+    def reference_logp(
+        self, prompts: Sequence[Prompt], completions: Continuations, features: Features
+    ) -> Tensor | None:
+        """[N] log-probabilities of the reference policy, or None without one. Every rank of the run must call it.
+
+        Args:
+            prompts: this rank's.
+            completions: of each.
+            features: of all media, as the policy's encoder gives them.
+        """
         reference = self.reference
         if reference is None:
             return None
-        prompts = [group.prompt for group in flat.groups]
-        completions = [group.completions for group in flat.groups]
         with self.reference_weights():
             if self.vision_encoder_trains:  # the reference has an encoder of its own
                 cache = FeatureCache(self.family, parallel=self.parallel)
@@ -357,24 +473,22 @@ class PolicyModule(TrainedModule):
         return [[completion.text for completion in group.completions] for group in batch.groups or []]
 
     @override
+    def on_validation_start(self) -> None:
+        """In `validate` nothing was trained, and there is no reference yet."""
+        if self.learns_pairs() and self.reference is None and self.needs_reference():
+            self._keep_unregistered("reference", self._make_reference())
+
+    @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds up reward and parts, in validation per category too; of SFT batches the loss."""
+        """Adds up reward and parts, in validation per category too; of answers in the data the loss and the like."""
         stage = "test" if self.trainer.testing else "val"
         for group in batch.groups or []:
             # `test` reports categories with intervals: callbacks/evaluation.py
             self._eval_means.add_rewards(group, stage, by_category=stage == "val")
-        has_targets = False
-        if batch.prompts:
-            has_targets = batch.groups is None or batch.prompts[0].response is not None
-        if self.parallel.dp.max(has_targets):  # a rank may have run out of prompts before others
-            responses = response_targets(batch)
-            features = self.features.get_or_encode(self.model, all_media(batch.prompts, responses))
-            logp = self.score(self.policy, batch.prompts, responses, features)
-            self._eval_means.add(f"{stage}/loss", -float(logp.sum()), len(logp))
+        if stage == "test" and self.learns_pairs():  # questions are asked, pairs are not compared
+            return
+        of_targets = preference_validation if self.learns_pairs() else sft_validation
+        for name, (total, count) in of_targets(self, batch).items():
+            self._eval_means.add(f"{stage}/{name}", total, count)
 
     test_step = validation_step
-
-
-def all_media(prompts: Sequence[Prompt], completions: Continuations) -> list[HasMedia]:
-    """Prompts and what follows them: all that has media."""
-    return [*prompts, *(completion for group in continuations(completions) for completion in group)]

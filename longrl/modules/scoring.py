@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from longrl.features.cache import HasMedia
 from longrl.io.pulse import PULSE
 from longrl.packing.experts import with_experts
 from longrl.packing.pack import Continuations, continuations, dummy_micro_batch, pack
@@ -18,6 +20,14 @@ from longrl.strategies.fsdp import RootModule
 from longrl.strategies.parallel import Parallel
 from longrl.strategies.sequence import SequenceParallel
 from longrl.types import Features, Packed, PolicyOutput, Prompt
+
+
+class TokenScores(NamedTuple):
+    """Of the sampled tokens of a rank's completions, [N] each."""
+
+    logp: Tensor
+    entropy: Tensor
+    """In nats, of the distribution the token was drawn from."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,6 @@ class PackedScoring:
         """The micro-batch where it is computed; the smallest there is in place of one to wait through."""
         return (packed or dummy_micro_batch(self.num_axes)).to(self.device)
 
-    @torch.no_grad()
     def logp(
         self,
         policy: RootModule,
@@ -80,7 +89,20 @@ class PackedScoring:
         temperature: float,
         replays_experts: bool = True,
     ) -> Tensor:
-        """[N] log-probabilities of all sampled tokens. Every rank of the run must call it.
+        """[N] log-probabilities of all sampled tokens, of `scores`."""
+        return self.scores(policy, prompts, completions, features, temperature, replays_experts).logp
+
+    @torch.no_grad()
+    def scores(
+        self,
+        policy: RootModule,
+        prompts: Sequence[Prompt],
+        completions: Continuations,
+        features: Features,
+        temperature: float,
+        replays_experts: bool = True,
+    ) -> TokenScores:
+        """Log-probabilities and entropies at all sampled tokens. Every rank of the run must call it.
 
         Args:
             policy: the one being trained, its reference, or another.
@@ -93,14 +115,19 @@ class PackedScoring:
         groups = continuations(completions)
         micro_batches, sequence = self.micro_batches(prompts, groups, replays_experts)
         num_tokens = sum(completion.num_sampled for group in groups for completion in group)
-        logp = torch.zeros(num_tokens, device=self.device)
+        scores = torch.zeros(2, num_tokens, device=self.device)
         for packed in micro_batches:
             PULSE.beats += 1
             here = self.on_device(packed)
             output: PolicyOutput = policy(here, features, temperature, sequence)
             if packed is not None:
-                logp[here.token_index] = output.logp
+                scores[:, here.token_index] = torch.stack([output.logp, output.entropy])
         sp_group = self.parallel.sp_group
         if sequence.size < sp_group.size:  # other ranks of the group had the other micro-batches
-            logp = sp_group.sum(logp) / sequence.size
-        return logp
+            scores = sp_group.sum(scores) / sequence.size
+        return TokenScores(*scores)
+
+
+def all_media(prompts: Sequence[Prompt], completions: Continuations) -> list[HasMedia]:
+    """Prompts and what follows them: all that has media."""
+    return [*prompts, *(completion for group in continuations(completions) for completion in group)]

@@ -243,7 +243,7 @@ def replay_batch(record: StepRecord, render: Callable[[Row], Prompt]) -> Batch:
     """The batch of a text step, to be given to `PolicyModule.update_policy` once its features are encoded.
 
     Args:
-        record: of an SFT or RL step.
+        record: of a step on answers, on pairs or in RL.
         render: makes a prompt of a row as the run did.
 
     Example:
@@ -255,11 +255,14 @@ def replay_batch(record: StepRecord, render: Callable[[Row], Prompt]) -> Batch:
     """
     tensors = record.tensors
     prompts = [render(row) for row in record.rows]
-    # 1. SFT: one answer of each.
+    # 1. SFT: one answer of each; of a pair two.
     if "rewards" not in tensors:
+        targets = recorded_continuations(record, prompts)
+        size = len(targets) // max(1, len(prompts))
         taught = []
-        for prompt, target in zip(prompts, recorded_continuations(record, prompts), strict=True):
-            taught.append(dataclasses.replace(prompt, response=target))
+        for number, prompt in enumerate(prompts):
+            own = dict(zip(("response", "rejected"), targets[number * size :][:size], strict=False))
+            taught.append(dataclasses.replace(prompt, **own))
         return Batch(taught)
     # 2. RL: G answers with what the sampler said of their tokens.
     completions = recorded_completions(record)
@@ -295,7 +298,7 @@ def recorded_continuations(record: StepRecord, prompts: Sequence[Prompt] = ()) -
         record: of the step.
         prompts: rendered again; media of their targets have pixels that a record has not.
     """
-    rendered = {item.key: item for prompt in prompts if prompt.response for item in prompt.response.media}
+    rendered = {item.key: item for prompt in prompts for target in prompt.targets for item in target.media}
     made = []
     for number in range(record.facts["num_completions"]):
         fields: dict[str, Any] = {name: record.tensors.get(f"{name}.{number}") for name in SHOWN}

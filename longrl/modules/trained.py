@@ -21,6 +21,7 @@ from torch.optim.optimizer import Optimizer
 from typing_extensions import override
 
 from longrl.algorithms import Algorithm
+from longrl.datamodules.loading.data_module import StreamedData
 from longrl.models.ema import EMAWeights
 from longrl.models.lora import LoRASettings, adapters_off, check_resumed, refuse_dropout, to_checkpoint
 from longrl.modules.coefficients import Coefficients, coefficient_metrics
@@ -150,7 +151,7 @@ class TrainedModule(ParallelModule, abc.ABC):
     policy: RootModule
     """Scores with the model's weights; the root of their shards."""
     reference: RootModule | None
-    """The policy that the run began with, if there is a KL penalty; neither saved nor trained. Or the policy itself,
+    """The policy that the run began with, if it is compared with; neither saved nor trained. Or the policy itself,
     which computes as its reference within `reference_weights`."""
     moving_reference: EMAWeights | None
     """The reference's numbers of what trains, if it moves, once there are weights; saved in checkpoints."""
@@ -201,6 +202,15 @@ class TrainedModule(ParallelModule, abc.ABC):
     def is_rl(self) -> bool:
         """True if batches are rolled out."""
 
+    @property
+    def rollouts_need_reference(self) -> bool:
+        """True if RL reads the log-probabilities of a reference policy."""
+        return self.algorithm.kl_coef > 0
+
+    def needs_reference(self) -> bool:
+        """True if the policy that the run began with is scored beside the one being trained."""
+        return self.is_rl() and self.rollouts_need_reference
+
     @abc.abstractmethod
     def build_model(self) -> nn.Module:
         """The model with its initial weights, and adapters if it is to have any, on the CPU."""
@@ -228,6 +238,12 @@ class TrainedModule(ParallelModule, abc.ABC):
             )
         if stage == "fit" and self.is_rl():
             refuse_dropout(self.family.lora)
+        if stage == "fit" and self.algorithm.moving_reference is not None and not self.needs_reference():
+            raise ValueError(
+                "model.algorithm.moving_reference moves what a penalty compares with, and nothing in this run is "
+                f"compared with a reference, got kl_coef={self.algorithm.kl_coef:g}; set model.algorithm.kl_coef above "
+                "0 in RL, or moving_reference to null"
+            )
 
     @override
     def configure_model(self) -> None:
@@ -241,7 +257,7 @@ class TrainedModule(ParallelModule, abc.ABC):
 
     @override
     def on_fit_start(self) -> None:
-        if self.algorithm.kl_coef > 0 and self.is_rl():
+        if self.needs_reference():
             self._keep_unregistered("reference", self._make_reference())
         self.model.train()
 
@@ -333,6 +349,9 @@ class TrainedModule(ParallelModule, abc.ABC):
         """The optimizer steps on a batch, their metrics under `train/`, and the loss on the progress bar."""
         with self.phases("update"):
             metrics = self.update_policy(batch)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, StreamedData):
+            self.log_dict(data.metrics(), batch_size=1)
         if metrics:
             metrics |= self._follow(metrics, getattr(batch, "groups", None))
             named = {f"train/{name}": value for name, value in metrics.items()}
@@ -398,7 +417,8 @@ class TrainedModule(ParallelModule, abc.ABC):
 
         Every rank must call it, once for each rollout.
         """
-        deviations = self.task_deviations.follow(flat.groups, self.parallel.dp)
+        tasks = [group.prompt.row.task for group in flat.groups]
+        deviations = self.task_deviations.follow(tasks, flat.rewards, flat.valid, self.parallel.dp)
         return None if deviations is None else to_device(deviations, flat.rewards.device)
 
     def _follow(self, metrics: Metrics, groups: Sequence[Group[Any, Any]] | None) -> Metrics:

@@ -209,9 +209,11 @@ class Plan:
     moment_bytes: float | None = None
     """Size of a value of one of the optimizer's moments; None for that of what trains."""
     reference: bool = False
-    """True if a reference policy is kept for the KL penalty."""
+    """True if a reference policy is kept."""
     moving_reference: bool = False
     """True if it is one that follows the policy."""
+    pairs: bool = False
+    """Completions are the two answers of pairs, which need it for more than a penalty."""
     fp32_lm_head: bool = False
     """`model.algorithm.fp32_lm_head`."""
     prompts_per_batch: int = 1

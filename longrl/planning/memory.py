@@ -247,7 +247,7 @@ def _changes(plan: Plan) -> list[tuple[str, object, Plan]]:
         (plan.gathered_bytes > 2, f"{strategy}.sharding.compute_dtype", "bfloat16", {"gathered_bytes": 2}),
         (prompts > 0, "data.prompts_per_batch", prompts, {"prompts_per_batch": prompts}),
         (not plan.offload, f"{strategy}.sharding.offload", "true", {"offload": True}),
-        (plan.reference, "model.algorithm.kl_coef", 0, {"reference": False}),
+        (plan.reference and not plan.pairs, "model.algorithm.kl_coef", 0, {"reference": False}),
     ]
     return [(name, value, replace(plan, **fields)) for applies, name, value, fields in changes if applies]
 

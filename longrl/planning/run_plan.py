@@ -195,7 +195,10 @@ def plan_from_run(
     sp_group = sp_group_size_of(options.sp or strategy.sequence_parallel_size, machine.devices, devices)
     check_sizes(devices, sp_group, strategy.num_replicas)
     is_rl = data.renderer.stage == "rl"
-    sampling = run.rollout.sampling if is_rl and run.rollout else SamplingParams(num_generations=1)
+    has_pairs = data.renderer.stage == "preference"
+    sampling = SamplingParams(num_generations=2 if has_pairs else 1)
+    if is_rl and run.rollout:
+        sampling = run.rollout.sampling
     engine = run.rollout.engine if run.rollout else HFEngine()
     resample_rounds = run.rollout.max_resample_rounds if run.rollout else 0
     environment = run.rollout.environment if is_rl and run.rollout else None
@@ -221,7 +224,8 @@ def plan_from_run(
         offload=strategy.sharding.offload,
         optimizer_offload=model.optimizer_settings.offload,
         moment_bytes=None if model.optimizer_settings.kind == "adamw" else MOMENT_BYTES,
-        reference=is_rl and model.algorithm.kl_coef > 0,
+        pairs=has_pairs,
+        reference=model.preference.needs_reference if has_pairs else is_rl and model.rollouts_need_reference,
         moving_reference=model.algorithm.moving_reference is not None,
         fp32_lm_head=model.algorithm.fp32_lm_head,
         prompts_per_batch=data.prompts_per_batch,

@@ -1,5 +1,10 @@
 """Reward functions `(completion, row) -> float`, one idea each, and their weighted sum: docs/rewards.md."""
 
+from longrl.rewards.answer_twice import (
+    answer_twice_format as answer_twice_format,
+    first_answer as first_answer,
+    open_first as open_first,
+)
 from longrl.rewards.answers import think_answer_format as think_answer_format
 from longrl.rewards.length import CosineLength as CosineLength, SoftOverlong as SoftOverlong
 from longrl.rewards.reward_sum import (

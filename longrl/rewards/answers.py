@@ -66,17 +66,27 @@ def answer_text(text: str) -> str | None:
     An answer inside finished thinking does not count. When the thinking was never closed the whole text is searched,
     for a model that forgot `</think>` has still answered.
     """
+    place = answer_place(text)
+    if place is None:
+        return None
+    return _CLOSE_ANSWER.sub(" ", text[slice(*place)]).strip() or None
+
+
+def answer_place(text: str) -> tuple[int, int] | None:
+    """Where in the text the content of `answer_text` begins and ends, without white space around it."""
     thinking_end = max((match.end() for match in _CLOSE_THINK.finditer(text)), default=0)
-    scope = text[thinking_end:]
-    closing = list(_CLOSE_ANSWER.finditer(scope))
+    closing = list(_CLOSE_ANSWER.finditer(text, thinking_end))
     if not closing:
         return None
-    before = scope[: closing[-1].start()]
-    opening = list(_OPEN_ANSWER.finditer(before))
+    stop = closing[-1].start()
+    opening = list(_OPEN_ANSWER.finditer(text, thinking_end, stop))
     if not opening:
         return None
-    content = _CLOSE_ANSWER.sub(" ", before[opening[-1].end() :]).strip()
-    return content or None
+    content = text[opening[-1].end() : stop]
+    if not content.strip():
+        return None
+    start = stop - len(content.lstrip())
+    return start, start + len(content.strip())
 
 
 def strict_text(text: str) -> str:

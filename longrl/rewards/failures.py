@@ -147,6 +147,21 @@ def log_unjudged(groups: Sequence[Group[Any, Any]]) -> None:
     )
 
 
+def log_none_judged(values: Sequence[object], server: str) -> None:
+    """One line where a server that was asked has judged nothing.
+
+    Args:
+        values: of all completions, errors among them.
+        server: its model and url.
+    """
+    errors = [value for value in values if isinstance(value, Exception)]
+    if errors and len(errors) == len(values):
+        logger.warning(
+            "none of %d completions could be judged by %s: nothing is learned from them. The first: %s",
+            len(values), server, errors[0],
+        )  # fmt: skip
+
+
 def failures_by_kind(failures: Sequence[Failure]) -> list[list[Failure]]:
     """Failures of one kind together, in the order in which the kinds were met."""
     by_kind: dict[tuple[str, str, str], list[Failure]] = {}

@@ -9,26 +9,23 @@ class of the reward.
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from importlib.resources import files
 from typing import ClassVar
 
-from longrl.chat.client import CallFailed, ChatClient, ReplyCache
+from longrl.chat.client import ChatClient, replies_in
 from longrl.chat.endpoint import Budget, Decoding, Endpoint, Reply, Request
 from longrl.chat.event_loop import run_async
 from longrl.io.number_ranges import COUNT, SECONDS, check_ranges
 from longrl.rewards.answers import after_thinking, strict_text
 from longrl.rewards.batch import BatchReward
 from longrl.rewards.exact import normalized_text
+from longrl.rewards.failures import log_none_judged
 from longrl.rewards.reward_sum import OPEN_TASKS, RULE_TASKS, accuracy
 from longrl.types import Completion, Row
-
-logger = logging.getLogger(__name__)
 
 PROMPT = files(__package__).joinpath("judge_prompt.txt").read_text()
 SCORE = re.compile(r"SCORE\W{0,4}([01](?:\.\d+)?)(?![\d.]*\d)", re.IGNORECASE)
@@ -108,7 +105,7 @@ class Judge(BatchReward[Completion]):
         return run_async(lambda: self._score_all(completions, rows))
 
     async def _score_all(self, completions: Sequence[Completion], rows: Sequence[Row]) -> list[float | Exception]:
-        async with ChatClient(self.endpoint, _replies(self.cache_dir, self.budget)) as client:
+        async with ChatClient(self.endpoint, replies_in(self.cache_dir, self.budget)) as client:
             results = await asyncio.gather(
                 *(self._score_in_time(client, *pair) for pair in zip(completions, rows, strict=True)),
                 return_exceptions=True,
@@ -118,12 +115,7 @@ class Judge(BatchReward[Completion]):
             if isinstance(value, BaseException) and not isinstance(value, Exception):
                 raise value
             values.append(value)
-        errors = [value for value in values if isinstance(value, CallFailed | ValueError)]
-        if errors and len(errors) == len(values):
-            logger.warning(
-                "none of %d completions could be judged by %s at %s: nothing is learned from them. The first: %s",
-                len(values), self.endpoint.model, self.endpoint.url, errors[0],
-            )  # fmt: skip
+        log_none_judged(values, f"{self.endpoint.model} at {self.endpoint.url}")
         return values
 
     async def _score_in_time(self, client: ChatClient, completion: Completion, row: Row) -> float:
@@ -179,7 +171,3 @@ def _units(text: str) -> list[str]:
     """Words, or single characters of scripts that put no spaces between words (CJK, Thai, ...)."""
     unspaced = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]"
     return re.findall(rf"{unspaced}|[^\W_]+", normalized_text(text))
-
-
-_replies = cache(ReplyCache)
-"""One cache per process, folder and budget: what was judged in an earlier step is known."""

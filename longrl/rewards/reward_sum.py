@@ -288,7 +288,7 @@ class RewardSum:
                 part.function.prepare()
 
     def score(self, groups: Sequence[Group[Any, Any]], failures: list[Failure] | None = None) -> int:
-        """Fills `rewards`, `reward_parts` and `valid` of every group.
+        """Fills `rewards`, `reward_parts`, `part_weights` and `valid` of every group.
 
         A function that raises, takes too long or gives no finite number is logged with its samples; such a completion
         gets reward 0 and is not valid, and the other parts keep their values. A part that does not apply is NaN.
@@ -324,6 +324,7 @@ class RewardSum:
             group.valid = all_valid[rows].clone()
             group.rewards = (parts.nan_to_num(nan=0.0) @ weights).where(group.valid, 0.0)
             group.reward_parts = {name: parts[:, i].clone() for i, name in enumerate(self.names)}
+            group.part_weights = {name: term.weight for name, term in zip(self.names, self.terms, strict=True)}
         if values.isnan().all(dim=1).any():
             log_unjudged(groups)
         return int((~all_valid).sum())

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import shutil
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -154,6 +155,7 @@ class MRSPStrategy(ModelParallelStrategy):
             num_gather_chunks=self.num_gather_chunks,
             compute_dtype=self.sharding.compute_dtype,
             wrap=functools.partial(shard_policy, mesh=shards, options=self.sharding),
+            wrap_offloaded=functools.partial(shard_policy, mesh=shards, options=replace(self.sharding, offload=True)),
         )
 
     @override

@@ -40,6 +40,8 @@ class Parallel:
     """Precision in which sharded weights are gathered to compute with; None is their own."""
     wrap: Callable[[ShardableFamily, nn.Module], RootModule] = RootModule
     """Makes a model a policy, sharded over the ranks if there are several."""
+    wrap_offloaded: Callable[[ShardableFamily, nn.Module], RootModule] | None = None
+    """The same with the shards in host memory, whatever those of the policy; None where nothing is sharded."""
 
 
 SINGLE_RANK_GRID = Parallel()

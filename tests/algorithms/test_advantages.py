@@ -16,6 +16,7 @@ from longrl.algorithms import (
     group_centered,
     group_centered_batch_normalized,
     group_centered_global_std,
+    group_centered_rescaled,
     group_normalized,
     keep_all,
     leave_one_out,
@@ -26,7 +27,7 @@ from longrl.algorithms import (
 )
 from longrl.types import Completion, Group, Prompt, Row
 
-GROUP_FUNCTIONS = [group_normalized, group_centered, group_centered_global_std, leave_one_out]
+GROUP_FUNCTIONS = [group_normalized, group_centered, group_centered_rescaled, group_centered_global_std, leave_one_out]
 
 
 def outcomes(rewards, valid=None, lengths=None, **kwargs) -> Outcomes:
@@ -74,6 +75,20 @@ def test_eps_is_added_to_the_deviation_not_to_the_variance():
 
 def test_group_centered_subtracts_the_mean_only():
     close(group_centered(outcomes([[1.0, 0, 0, 0], [1.0, 3, 5, 7]])), [[0.75, -0.25, -0.25, -0.25], [-3, -1, 1, 3]])
+
+
+def test_gpg_makes_up_for_groups_without_a_signal():
+    """Of 8 valid completions 3 are in the group whose rewards differ."""
+    valid = [[True, True, True], [True, True, True], [True, True, False]]
+    given_ = outcomes([[0.0, 0, 0], [1.0, 0, 0.5], [1.0, 1, 0]], valid)
+    close(group_centered_rescaled(given_), [[0, 0, 0], [0.5 * 8 / 3, -0.5 * 8 / 3, 0], [0, 0, 0]])
+
+
+def test_gpg_counts_groups_on_all_ranks():
+    """This rank has a group of 2 with a signal, another 6 completions, 2 of them in one."""
+    sums = iter([torch.tensor([8.0, 4.0])])
+    given_ = outcomes([[1.0, 0.0]], all_reduce=lambda _: next(sums))
+    close(group_centered_rescaled(given_), [[1.0, -1.0]])
 
 
 def test_leave_one_out_subtracts_the_mean_of_the_others():
@@ -225,6 +240,7 @@ def reference(name: str, groups: list, penalties: list[float]) -> list[float]:
                 "group_centered": [score - mean] * length,
                 "group_normalized": [(score - mean) / (spread + 1e-6)] * length,
                 "group_centered_global_std": [score - mean] * length,
+                "group_centered_rescaled": [score - mean] * length,
                 "leave_one_out": [score - (sum(scores) - score) / others if others > 0 else 0.0] * length,
                 "raw": [score] * length,
                 "batch_normalized": to_go,
@@ -236,6 +252,13 @@ def reference(name: str, groups: list, penalties: list[float]) -> list[float]:
         mean = sum(all_scores) / max(len(all_scores), 1)
         spread = math.sqrt(sum((s - mean) ** 2 for s in all_scores) / max(len(all_scores), 1))
         per_token = [value / (spread + 1e-4) for value in per_token]
+    if "rescaled" in name:
+        contrasting = 0
+        for group in groups:
+            scores = all_scores[: sum(valid for _, valid, _ in group)]
+            all_scores = all_scores[len(scores) :] + scores
+            contrasting += len(scores) * (len(set(scores)) > 1)
+        per_token = [value * len(all_scores) / max(contrasting, 1) for value in per_token]
     if "batch" in name:
         kept = [v for v, valid in zip(per_token, ok, strict=True) if valid]
         mean = sum(kept) / max(len(kept), 1)

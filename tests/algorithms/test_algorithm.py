@@ -13,13 +13,21 @@ from hypothesis import given, settings, strategies as st
 from longrl.algorithms import (
     Algorithm,
     Constant,
+    CorrectionProduct,
     DualClipped,
+    GeometricMask,
     InOrder,
+    OffPolicySequenceMask,
+    SequenceDualClipped,
+    SoftGated,
+    StaleClipped,
     TokenLosses,
+    TwoSidedMask,
     batch_normalized,
     cispo,
     clipped,
     drop_uniform,
+    geometric_clipped,
     greedy_centered,
     group_centered,
     group_centered_batch_normalized,
@@ -33,6 +41,7 @@ from longrl.algorithms import (
     mask_truncated,
     masked_sequence,
     needs,
+    no_correction,
     raw,
     reinforce,
     sequence_clipped,
@@ -44,7 +53,15 @@ from longrl.algorithms import (
 )
 from longrl.types import SamplingParams
 
-SURROGATES = [clipped, DualClipped(1.5), sequence_clipped, cispo, reinforce]
+SURROGATES = [
+    clipped, DualClipped(1.5), sequence_clipped, cispo, reinforce,
+    SoftGated(), StaleClipped(0.1, 0.9), SequenceDualClipped(1.5), geometric_clipped,
+]  # fmt: skip
+CORRECTIONS = [
+    truncated_sequence,
+    OffPolicySequenceMask(0.05),
+    CorrectionProduct([GeometricMask(0.8, 1.2), TwoSidedMask(0.7, 1.5)]),
+]
 WEIGHTS = [sequence_mean, token_mean, Constant(8)]
 
 
@@ -192,24 +209,35 @@ def test_an_empty_completion_enters_no_sequence_ratio_and_no_weight(rule):
 # ---- micro-batches ----
 
 
-@pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: getattr(s, "__name__", "dual_clipped"))
-@pytest.mark.parametrize("rule", WEIGHTS, ids=lambda r: getattr(r, "__name__", "constant"))
+def name_of(function):
+    return getattr(function, "__name__", type(function).__name__)
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "rule", "correction"),
+    [(surrogate, rule, truncated_sequence) for surrogate in SURROGATES[:5] for rule in WEIGHTS]
+    + [(surrogate, sequence_mean, truncated_sequence) for surrogate in SURROGATES[5:]]
+    + [(clipped, token_mean, correction) for correction in CORRECTIONS[1:]],
+    ids=name_of,
+)
 @given(
     completions=st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 2)), min_size=1, max_size=6),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=30)
 def test_any_split_of_completions_over_micro_batches_gives_the_same_loss_gradient_and_metrics(
-    surrogate, rule, completions, seed
+    surrogate, rule, correction, completions, seed
 ):
     lengths, valid, parts = zip(*completions, strict=True)
     (logp, *others), index = rows(lengths, seed)
     weights = rule(torch.tensor(lengths), torch.tensor(valid))[index].double()
-    algorithm = Algorithm(surrogate=surrogate, kl_coef=0.1, correction=truncated_sequence)
+    algorithm = Algorithm(surrogate=surrogate, kl_coef=0.1, correction=correction)
+    stale = logp > -1.5
 
     def run(picked):
         leaf = logp.clone().requires_grad_()
-        output = algorithm.loss(*(t[picked] for t in (leaf, *others, weights)), index[picked])
+        inputs = [t[picked] for t in (leaf, *others, weights)]
+        output = algorithm.loss(*inputs, index[picked], stale=stale[picked])
         output.loss.backward()
         return output, leaf.grad
 
@@ -347,6 +375,11 @@ STALE = {
     "decoupled masked_sequence": (
         Algorithm(correction=masked_sequence, decoupled=True), r"little but 0 and the cap is left", None,
     ),
+    "geometric_mask": (Algorithm(correction=GeometricMask()), None, r"GeometricMask averages the ratios of all tokens"),
+    "decoupled geometric_mask": (
+        Algorithm(correction=CorrectionProduct([GeometricMask(), truncated_token]), decoupled=True), None, None,
+    ),
+    "off-policy mask": (Algorithm(correction=OffPolicySequenceMask(0.1)), None, None),
     "gspo": (Algorithm(surrogate=sequence_clipped), r"clips a completion as a whole, around policies of up to 2", None),
     "decoupled gspo": (
         Algorithm(surrogate=sequence_clipped, correction=truncated_token, decoupled=True), None, None,
@@ -370,6 +403,33 @@ def test_what_completions_of_several_weights_would_learn_wrongly_is_refused_or_t
         algorithm.validate(SamplingParams(2), num_updates, max_staleness=2)
     assert len(caplog.records) == (warning is not None)
     assert re.search(warning or "", caplog.text)
+
+
+@pytest.mark.parametrize(
+    "correction", [GeometricMask(), OffPolicySequenceMask(0.1), CorrectionProduct([GeometricMask(), no_correction])]
+)
+def test_a_mask_alone_weighs_no_old_tokens(correction):
+    with pytest.raises(ValueError, match=r"decoupled=true .* got .*Mask.*; set model\.algorithm\.correction to"):
+        Algorithm(decoupled=True, correction=correction)
+    Algorithm(decoupled=True, correction=CorrectionProduct([correction, truncated_token]))
+
+
+def test_a_range_of_old_tokens_without_any_is_told(caplog):
+    algorithm = Algorithm(surrogate=StaleClipped(0.5, 2.0))
+    algorithm.validate(SamplingParams(2), 1, max_staleness=1)
+    Algorithm(surrogate=StaleClipped(0.5, 2.0), select=drop_uniform).validate(SamplingParams(2), 1)
+    assert not caplog.records
+    algorithm.validate(SamplingParams(2), 1)
+    assert "the surrogate StaleClipped treats tokens of older weights apart, and there are none" in caplog.text
+
+
+def test_the_needs_of_a_surrogate_within_another_are_its_own_too():
+    with pytest.raises(ValueError, match=r"surrogate StaleClipped has no importance ratio"):
+        Algorithm(surrogate=StaleClipped(0.5, 2.0, without_ratio)).validate(SamplingParams(2), 4)
+    for surrogate in (SequenceDualClipped(), geometric_clipped, StaleClipped(0.5, 2.0)):
+        with pytest.raises(ValueError, match=r"have no meaning, got .* as model\.algorithm\.surrogate"):
+            Algorithm(surrogate=surrogate).validate_steps(2, 1)
+    Algorithm(surrogate=SoftGated()).validate_steps(2, 1)
 
 
 def test_a_decoupled_objective_needs_a_correction():
@@ -413,6 +473,7 @@ def test_a_class_in_place_of_a_function_is_refused():
 def test_the_positional_order_the_trainer_relies_on():
     assert list(inspect.signature(Algorithm.loss).parameters)[1:] == [
         "logp", "old_logp", "ref_logp", "sampler_logp", "advantages", "weights", "completion_index", "steps",
+        "stale",
     ]  # fmt: skip
 
 

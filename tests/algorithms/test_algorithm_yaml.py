@@ -1,5 +1,6 @@
 """Every file of configs/algorithm/ as jsonargparse builds it, and as the trainer will use it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,19 @@ from longrl.algorithms import (
     Algorithm,
     BoundedK3,
     Constant,
+    CorrectionProduct,
     DualClipped,
     EntropyControl,
+    GeometricMask,
     InOrder,
     KLControl,
     MovingReference,
+    OffPolicySequenceMask,
+    SequenceDualClipped,
+    SoftGated,
+    StaleClipped,
     TaskNormalized,
+    TwoSidedMask,
 )
 from longrl.types import SamplingParams
 
@@ -89,6 +97,54 @@ EXPECTED = {
         "kl_coef": 0.01,
         "clip_high": 0.3,
     },
+    "gdpo": {"advantage": algorithms.part_normalized},
+    "sapo": {"surrogate": SoftGated(1.0, 1.05)},
+    "gmpo": {"surrogate": algorithms.geometric_clipped, "clip_low": 0.4, "clip_high": 0.4},
+    "gspo_dual_clip": {"surrogate": SequenceDualClipped(3.0, 10.0), "clip_low": 3e-4, "clip_high": 4e-4},
+    "lite_ppo": {"advantage": algorithms.group_centered_global_std, "token_weights": algorithms.token_mean},
+    "dapo_top_entropy": {
+        "token_weights": algorithms.token_mean,
+        "select": algorithms.drop_uniform,
+        "clip_high": 0.28,
+        "top_entropy_share": 0.2,
+    },
+    "opo": {
+        "advantage": algorithms.length_centered,
+        "surrogate": algorithms.reinforce,
+        "clip_high": 1.0,
+        "token_weights": algorithms.token_mean,
+    },
+    "gpg": {
+        "advantage": algorithms.group_centered_rescaled,
+        "surrogate": algorithms.reinforce,
+        "clip_high": 1.0,
+        "token_weights": algorithms.token_mean,
+    },
+    "optimal_token_baseline": {
+        "advantage": algorithms.optimal_token_baseline,
+        "token_weights": algorithms.token_mean,
+    },
+    "icepop": {"correction": TwoSidedMask(0.5, 5.0)},
+    "deepseek_v32": {
+        "advantage": algorithms.group_centered,
+        "kl": algorithms.k3_unbiased,
+        "correction": OffPolicySequenceMask(0.5),
+    },
+    "grpo_decoupled": {
+        "token_weights": algorithms.token_mean,
+        "correction": algorithms.masked_token,
+        "correction_cap": 5.0,
+        "decoupled": True,
+    },
+    "grpo_stale_clip": {"surrogate": StaleClipped(0.5, 2.0, algorithms.clipped)},
+    "flow_grpo_gdpo": {
+        "advantage": algorithms.part_normalized,
+        "kl": algorithms.gaussian_mean_rate,
+        "kl_coef": 0.04,
+        "clip_low": 1e-4,
+        "clip_high": 1e-4,
+        "advantage_limit": 5.0,
+    },
     "flow_grpo": {
         "kl": algorithms.gaussian_mean_rate,
         "kl_coef": 0.04,
@@ -153,6 +209,11 @@ def test_every_file_is_expected_here():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == EXPECTED.keys()
 
 
+def test_every_file_is_in_the_table_of_the_docs():
+    page = (CONFIGS.parents[1] / "docs" / "algorithms.md").read_text()
+    assert [name for name in EXPECTED if not re.search(rf"\b{name}\b", page)] == []
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_file_builds_the_algorithm_of_the_paper(name):
     assert parse(f"--model.algorithm={CONFIGS / name}.yaml") == Algorithm(**EXPECTED[name])
@@ -180,6 +241,21 @@ def test_a_recipe_names_the_file_and_flags_change_single_values(tmp_path):
         clip_high=0.3,
         correction=algorithms.truncated_token,
     )
+
+
+def test_corrections_are_multiplied_in_a_recipe_too(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    mask = "{class_path: longrl.algorithms.GeometricMask, init_args: {low: 0.98, high: 1.02}}"
+    recipe.write_text(f"""
+model:
+  algorithm:
+    correction:
+      class_path: longrl.algorithms.CorrectionProduct
+      init_args:
+        factors: [{mask}, longrl.algorithms.truncated_token]
+""")
+    product = CorrectionProduct([GeometricMask(0.98, 1.02), algorithms.truncated_token])
+    assert parse(f"--config={recipe}") == Algorithm(correction=product)
 
 
 def test_a_typo_is_an_error():
@@ -215,11 +291,14 @@ def test_every_algorithm_prefers_the_better_completion(name):
         lengths,
         kl=algorithm.kl(old, old) if in_reward else None,
         baseline=torch.tensor([0.0]) if algorithm.greedy_baseline else None,
-        task_deviations=torch.ones(1) if algorithm.task_decay is not None else None,
+        parts={"accuracy": rewards},
+        part_weights={"accuracy": torch.ones(1)},
+        gradient_norms=torch.ones(9),
+        task_deviations=torch.ones(1),
     )
     weights = algorithm.token_weights(lengths, valid.flatten(), algorithms.single_rank)[index]
     ref = old if needs_ref and not in_reward else None
-    algorithm.loss(logp, old, ref, old, advantages, weights, index).loss.backward()
+    algorithm.loss(logp, old, ref, old, advantages, weights, index, None, old > 0).loss.backward()
     assert (logp.grad[:2] < 0).all()
     assert (logp.grad[2:5] > 0).all()
     assert (logp.grad[5:] == 0).all()

@@ -1,6 +1,7 @@
-"""Losses, KL estimates, corrections and weights of tokens, by hand and as expectations."""
+"""Losses, KL estimates and weights of tokens, by hand and as expectations."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,29 +12,31 @@ from longrl.algorithms import (
     BoundedK3,
     Constant,
     DualClipped,
+    SequenceDualClipped,
+    SoftGated,
+    StaleClipped,
     Tokens,
     cispo,
     clipped,
+    geometric_clipped,
     k1,
     k2,
     k3,
     k3_unbiased,
-    masked_sequence,
-    masked_token,
-    no_correction,
     raw,
     reinforce,
     sequence_clipped,
     sequence_mean,
     token_mean,
-    truncated_sequence,
-    truncated_token,
 )
 
 # ---- surrogates: clipping for both signs of the advantage, completions mixed up ----
 
 
-SURROGATES = [clipped, DualClipped(), sequence_clipped, cispo, reinforce]
+SURROGATES = [
+    clipped, DualClipped(), sequence_clipped, cispo, reinforce,
+    SoftGated(), StaleClipped(0.5, 0.5), SequenceDualClipped(), geometric_clipped,
+]  # fmt: skip
 
 
 def tokens(ratios, advantages, index=None, old=-1.0) -> Tokens:
@@ -133,6 +136,64 @@ def test_the_delta_of_trl_above_the_clip_is_the_bound_of_the_dual_clip(delta):
         losses = [-min(min(rho, delta) * sign, min(max(rho, 0.8), 1.3) * sign) for rho in RATIOS]
         output = DualClipped(delta)(tokens(RATIOS, [sign] * len(RATIOS)), 0.2, 0.3)
         torch.testing.assert_close(output.loss, torch.tensor(losses, dtype=torch.float64))
+
+
+# ---- SAPO, and another range for old tokens ----
+
+
+def test_the_soft_gate_has_slope_one_at_its_own_samples_and_closes_to_both_sides():
+    """Value 4 / tau * sigmoid(tau (rho - 1)) and slope 4 p (1 - p), times A, by hand."""
+    ratios = [1.0, 0.5, 2.0, 1.0, 0.5, 2.0]
+    losses, gradients = [], []
+    for rho, a in zip(ratios, [2.0] * 3 + [-2.0] * 3, strict=True):
+        tau = 1.0 if a > 0 else 1.5
+        p = 1 / (1 + math.exp(-tau * (rho - 1)))
+        losses.append(-4 / tau * p * a)
+        gradients.append(-4 * p * (1 - p) * a * rho)  # d rho / d log policy = rho
+    assert gradients[0] == -2
+    assert gradients[3] == 2
+    check(SoftGated(1.0, 1.5), tokens(ratios, [2.0] * 3 + [-2.0] * 3), losses, gradients)
+
+
+@pytest.mark.parametrize("tau", [0.0, -1.0, math.nan, math.inf])
+def test_a_gate_without_a_temperature_is_refused(tau):
+    with pytest.raises(ValueError, match=r"SoftGated\.tau_negative must be at least 0\.001"):
+        SoftGated(tau_negative=tau)
+
+
+STALE = [True, False, True, False, True, False]
+
+
+def test_old_tokens_have_a_clip_range_of_their_own():
+    """1.5 is within 0.5 to 2 of old tokens and above 1.3 of fresh ones; 0.6 likewise below."""
+    given_ = tokens([1.5, 1.5, 4.0, 0.6, 0.6, 0.6], [1.0, 1, 1, -1, -1, 1])
+    given_ = replace(given_, stale=torch.tensor(STALE))
+    check(
+        StaleClipped(stale_low=0.5, stale_high=1.0),
+        given_,
+        losses=[-1.5, -1.3, -2, 0.8, 0.6, -0.6],
+        gradients=[-1.5, 0, 0, 0, 0.6, -0.6],
+        clipped_low=[3],
+        clipped_high=[1, 2],
+    )
+
+
+@pytest.mark.parametrize("surrogate", [cispo, reinforce, DualClipped(), sequence_clipped, geometric_clipped])
+def test_any_surrogate_reads_a_range_of_each_token(surrogate):
+    """One completion of old tokens, one of fresh ones: each as alone under its range."""
+    ratios, advantages = [2.0, 0.4, 2.5, 0.4], [1.0, 1.0, -1.0, -1.0]
+    both = replace(tokens(ratios, advantages, [0, 0, 1, 1]), stale=torch.tensor([True, True, False, False]))
+    found = StaleClipped(0.7, 3.0, surrogate)(both, 0.2, 0.3)
+    for rows, low, high in [(slice(0, 2), 0.7, 3.0), (slice(2, 4), 0.2, 0.3)]:
+        alone = surrogate(tokens(ratios[rows], advantages[rows], [0, 0]), low, high)
+        torch.testing.assert_close(found.loss[rows], alone.loss)
+        assert torch.equal(found.clipped_low[rows], alone.clipped_low)
+        assert torch.equal(found.clipped_high[rows], alone.clipped_high)
+
+
+def test_a_step_without_old_tokens_is_that_of_the_surrogate():
+    given_ = tokens([1.5, 0.6], [1.0, -1.0])
+    assert torch.equal(StaleClipped(9.0, 9.0)(given_, 0.2, 0.3).loss, clipped(given_, 0.2, 0.3).loss)
 
 
 # ---- GSPO ----
@@ -321,93 +382,6 @@ def test_the_unbiased_k3_has_value_and_gradient_of_the_divergence_whoever_drew_t
         (actual,) = torch.autograd.grad(estimate, logits, retain_graph=True)
         (expected,) = torch.autograd.grad(divergence, logits, retain_graph=True)
         torch.testing.assert_close(actual, expected)
-
-
-# ---- corrections between engine and trainer ----
-
-
-CORRECTIONS = [truncated_token, masked_token, truncated_sequence, masked_sequence]
-
-# q = old / sampler per row; completions 4, 1 and 8 with rows mixed up
-Q = [4.0, 0.5, 1.0, 0.5, 2.0, 2.5, 0.25]
-INDEX = [4, 1, 8, 4, 1, 1, 8]
-# products: completion 4: 2.0; completion 1: 2.5; completion 8: 0.25
-
-
-def sampled(q=Q, index=INDEX) -> Tokens:
-    sampler = torch.linspace(-3, -0.5, len(q), dtype=torch.float64)
-    old = sampler + torch.tensor(q, dtype=torch.float64).log()
-    return Tokens(old.clone().requires_grad_(), old, torch.ones_like(old), torch.tensor(index), sampler)
-
-
-def close(actual, expected):
-    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64))
-
-
-def test_no_correction_is_one_also_without_sampler():
-    assert no_correction(sampled(), 2.0).tolist() == [1.0] * 7
-    without = Tokens(torch.zeros(2), torch.zeros(2), torch.zeros(2), torch.zeros(2, dtype=torch.long))
-    assert no_correction(without, 2.0).tolist() == [1.0, 1.0]
-
-
-def test_truncated_token_caps_each_ratio():
-    close(truncated_token(sampled(), 2.25), [2.25, 0.5, 1, 0.5, 2, 2.25, 0.25])
-
-
-def test_masked_token_drops_each_ratio_above_the_cap_and_keeps_small_ones():
-    close(masked_token(sampled(), 2.25), [0, 0.5, 1, 0.5, 2, 0, 0.25])
-
-
-def test_truncated_sequence_caps_the_product_over_the_completion():
-    close(truncated_sequence(sampled(), 2.25), [2, 2.25, 0.25, 2, 2.25, 2.25, 0.25])
-
-
-def test_masked_sequence_drops_completions_whose_product_is_above_the_cap():
-    close(masked_sequence(sampled(), 2.25), [2, 0, 0.25, 2, 0, 0, 0.25])
-
-
-@pytest.mark.parametrize("broken", [-math.inf, math.nan, math.inf])
-@pytest.mark.parametrize(
-    ("correction", "expected"),
-    [
-        (truncated_token, [2.25, 0.5, 1, 0.5, 2, 0, 0.25]),
-        (masked_token, [0, 0.5, 1, 0.5, 2, 0, 0.25]),
-        (truncated_sequence, [2, 1.0, 0.25, 2, 1.0, 0, 0.25]),  # completion 1 without its third row: 0.5 * 2
-        (masked_sequence, [2, 1.0, 0.25, 2, 1.0, 0, 0.25]),
-    ],
-)
-def test_a_token_whose_sampler_log_probability_is_not_finite_is_dropped(correction, expected, broken):
-    given = sampled()
-    given.sampler_logp[5] = broken
-    close(correction(given, 2.25), expected)
-
-
-@pytest.mark.parametrize("correction", CORRECTIONS)
-def test_equal_policies_give_one(correction):
-    close(correction(sampled(q=[1.0] * 7), 2.0), [1.0] * 7)
-
-
-@pytest.mark.parametrize("correction", CORRECTIONS)
-def test_factors_carry_no_gradient(correction):
-    old = torch.tensor([-1.0, -2.0], requires_grad=True)
-    sampler = torch.tensor([-1.5, -1.5], requires_grad=True)
-    given = Tokens(old, old, torch.ones(2), torch.zeros(2, dtype=torch.long), sampler)
-    assert not correction(given, 2.0).requires_grad
-
-
-@pytest.mark.parametrize("correction", CORRECTIONS)
-def test_a_long_completion_whose_product_overflows_stays_finite(correction):
-    given = sampled(q=[math.e**10] * 5, index=[0] * 5)
-    factors = correction(given, math.inf)
-    exponent = 20 if "sequence" in correction.__name__ else 10  # the log of the product is clamped to 20
-    close(factors, [math.exp(exponent)] * 5)
-
-
-@pytest.mark.parametrize("correction", CORRECTIONS)
-def test_without_sampler_log_probabilities_the_error_names_the_flag(correction):
-    given = Tokens(torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.zeros(1, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"set model\.algorithm\.correction"):
-        correction(given, 2.0)
 
 
 # ---- token weights: sums to one over ranks and mini-batches, nothing to weigh ----

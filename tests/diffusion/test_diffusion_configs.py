@@ -29,7 +29,10 @@ def alone(path: Path) -> list[str]:
 def test_a_config_is_read_whole_and_its_algorithm_fits_its_sampling(path):
     cli = built("--config", path, ON_CPU, *alone(path), cli=DiffusionCLI)
     (rollout,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, DiffusionRolloutCallback)]
-    cli.model.algorithm.validate_steps(rollout.sampling.num_generations, cli.model.steps_per_rollout)
+    if cli.model.objective is None:
+        cli.model.algorithm.validate_steps(rollout.sampling.num_generations, cli.model.steps_per_rollout)
+    else:
+        cli.model.objective.validate(cli.model.algorithm, rollout.sampling)
     assert rollout.eval_sampling.window is None
     cli.datamodule.read(("train", "val"))
     assert len(cli.datamodule.rows["train"]) >= cli.datamodule.prompts_per_batch

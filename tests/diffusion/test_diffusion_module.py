@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from longrl.algorithms import Algorithm, gaussian_mean, grpo_guard
+from longrl.algorithms import Algorithm, gaussian_mean, group_normalized, grpo_guard, part_normalized
 from longrl.diffusion.diffusion_module import DiffusionModule
 from longrl.diffusion.sampler import DiffusionSampling
 from longrl.diffusion.steps import CPS, FlowSDE
@@ -141,13 +141,19 @@ def test_samples_do_not_depend_on_those_drawn_with_them(name):
                 torch.testing.assert_close(same.logprobs, one.logprobs, rtol=1e-5, atol=1e-5)
 
 
-def test_the_gradient_is_that_of_the_formula():
+@pytest.mark.parametrize("by_part", [False, True], ids=["grpo", "gdpo"])
+def test_the_gradient_is_that_of_the_formula(by_part):
     """-A grad logp, averaged over samples and steps, from the stored trajectories and plain autograd."""
     family = sd3_family()
-    record = fit(module(family=family, max_grad_norm=0.0), SAMPLING)
+    advantage = part_normalized if by_part else group_normalized
+    algorithm = Algorithm(clip_low=1e-4, clip_high=1e-4, advantage=advantage)
+    record = fit(module(family=family, max_grad_norm=0.0, algorithm=algorithm), SAMPLING)
     ((one, two),) = record.groups
     rewards = torch.stack([one.rewards, two.rewards])
     advantages = (rewards - rewards.mean(1, keepdim=True)) / rewards.std(1, keepdim=True)
+    if by_part:  # the reward has one part
+        assert list(one.part_weights) == list(one.reward_parts)
+        advantages = advantages / advantages.std()
     model = family.build()
     rows = RowBatch.from_rows(trajectory_rows([one, two]), CPU)
     logp = score_rows(RootModule(family, model), rows).logp.view(2, 3, 3)

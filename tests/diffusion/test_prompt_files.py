@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from longrl.datamodules.loading.loader import permutation
+from longrl.datamodules.loading.row_order import permutation
 from longrl.diffusion.prompt_files import PromptBatch, PromptFiles
 from longrl.diffusion.prompt_rows import geneval_row, ocr_row, prompt_row, read_prompts
 from longrl.types import Row

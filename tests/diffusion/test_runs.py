@@ -125,17 +125,36 @@ def test_a_run_without_averages_goes_on_with_them_and_the_other_way_round(tmp_pa
     assert checkpoint(folder)["global_step"] == 12
 
 
+def with_objective(values, name):
+    """The run with an objective on samples of the ODE, whose old policy lags behind; None leaves it Flow-GRPO's."""
+    if name is not None:
+        init_args = {"num_times": 4, "times_per_sample": 2}
+        if name == "DiffusionNFT":
+            init_args["old"] = {"decay_per_step": 0.5, "max_decay": 0.9}
+        values["model"] |= {
+            "objective": {"class_path": f"longrl.diffusion.objectives.{name}", "init_args": init_args},
+            "algorithm": {},
+        }
+        values["rollout"]["sampling"]["window"] = None
+    return values
+
+
 def resumed_over_ranks(folder: Path, values) -> None:
     """A step without averages, then two with them; the second of these once more from the checkpoint before."""
-    old = {"trainer": values["trainer"] | {"max_steps": 1}, "model": values["model"] | {"ema": None}}
-    run(folder / "old", values | old)
+    old = copy.deepcopy(values)
+    old["trainer"]["max_steps"] = 1
+    old["model"]["ema"] = None
+    if "objective" in old["model"]:
+        old = with_objective(old, "DiffusionDPO")
+    run(folder / "old", old)
     run(folder / "whole", values, f"--ckpt_path={folder / 'old' / LAST}")
     (second,) = (folder / "whole").glob("checkpoints/*step=2.ckpt")
     run(folder / "resumed", values, f"--ckpt_path={second}")
 
 
-def test_shards_of_averages_resume_to_the_last_bit_and_are_exported(tmp_path):
-    values = on_ranks(config(tmp_path, lora={"rank": 2, "alpha": 4}), 2, 1, 1)
+@pytest.mark.parametrize("objective", [None, "DiffusionNFT"])
+def test_shards_of_averages_resume_to_the_last_bit_and_are_exported(tmp_path, objective):
+    values = with_objective(on_ranks(config(tmp_path, lora={"rank": 2, "alpha": 4}), 2, 1, 1), objective)
     values["trainer"] |= {"val_check_interval": 9}
     values["model"] |= {"mini_batches_per_rollout": 1, "epochs_per_rollout": 1, "ema": {"every_n_steps": 1}}
     values["checkpoint"] = {"every_n_train_steps": 1, "save_top_k": -1}
@@ -179,9 +198,10 @@ def test_a_killed_run_goes_on_as_if_it_never_had_been(tmp_path, reference, kills
     assert differences(checkpoint(folder), checkpoint(reference)) == []
 
 
-def test_a_run_with_more_prompts_than_a_batch_holds_resumes_to_the_last_bit(tmp_path):
+@pytest.mark.parametrize("objective", [None, "DiffusionNFT"])
+def test_a_run_with_more_prompts_than_a_batch_holds_resumes_to_the_last_bit(tmp_path, objective):
     """Batches cross epochs of 3 prompts, and the resumed run's cache of conditions is empty."""
-    values = config(tmp_path)
+    values = with_objective(config(tmp_path), objective)
     values["data"] |= {"train": str(tmp_path / "three.txt"), "val": str(tmp_path / "three.txt")}
     (tmp_path / "three.txt").write_text("a red picture\na green picture\na small cat\n")
     values["trainer"] |= {"max_steps": 6, "val_check_interval": 1}
@@ -192,6 +212,8 @@ def test_a_run_with_more_prompts_than_a_batch_holds_resumes_to_the_last_bit(tmp_
     run(folder, values, f"--ckpt_path={folder / LAST}")
     assert metrics(folder) == metrics(whole)
     assert differences(checkpoint(folder), checkpoint(whole)) == []
+    state = checkpoint(folder)["state_dict"]
+    assert any(name.startswith("old_weights.") for name in state) == (objective is not None)
 
 
 def checkpoint_prompts(reference: Path) -> str:

@@ -109,8 +109,8 @@ def fit(
     reward = RewardSum([RewardTerm(redness)])
     rollout = DiffusionRolloutCallback(reward, sampling, samples_per_batch=kwargs.pop("samples_per_batch", 8))
     trainer = Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, max_epochs=-1, max_steps=steps,
+        accelerator="cpu", devices=kwargs.pop("devices", 1), logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, max_epochs=-1, max_steps=steps,
         callbacks=[rollout, record], **kwargs,
     )  # fmt: skip
     trainer.fit(module, data or PromptRows())

@@ -83,7 +83,11 @@ def test_shards_of_all_ranks_become_groups_of_all_prompts():
         for rank in range(4)
     ]
     everything = [item for local in reversed(ranks) for item in local]  # no order of ranks is promised
-    sent = [(shard, group.completions, group.rewards, group.reward_parts, group.valid) for shard, group in everything]
+    weights = {"accuracy": -1.0}
+    sent = [
+        (shard, group.completions, group.rewards, group.reward_parts, group.valid, weights)
+        for shard, group in everything
+    ]
     axis = SimpleNamespace(size=4, gather_list=lambda local, num_chunks: sent)
     groups = gather_groups(prompts, ranks[0], axis, 1)
     for group, prompt in zip(groups, prompts, strict=True):
@@ -91,6 +95,7 @@ def test_shards_of_all_ranks_become_groups_of_all_prompts():
         assert [completion.text for completion in group.completions] == ["0", "1", "2", "3", "4", "5"]
         assert group.rewards.tolist() == [0, 1, 2, 3, 4, 5]
         assert group.reward_parts["accuracy"].tolist() == [0, -1, -2, -3, -4, -5]
+        assert group.part_weights == weights
         assert group.valid.tolist() == [True, False] * 3
 
 

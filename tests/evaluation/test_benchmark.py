@@ -160,6 +160,14 @@ def test_a_sweep_shows_so_many_frames_and_the_blind_baseline_none(tmp_path):
     assert results["conditions"]["4 frames"]["over_blind"]["difference"] == 0.0
 
 
+def test_frames_are_shuffled_once_and_not_for_an_endpoint(tmp_path):
+    with pytest.raises(ValueError, match=r"model in this process, and Scripted sends pixels; use .*LocalPolicy"):
+        evaluated(tmp_path, "--shuffled_baseline=true")
+    with pytest.raises(ValueError, match=r"--data\.shuffle_frames=true shows none in order; set one of them"):
+        evaluated(tmp_path, "--shuffled_baseline=true", "--data.shuffle_frames=true")
+    assert not (tmp_path / "results.json").exists()
+
+
 def test_frames_and_a_blind_policy_contradict_each_other(tmp_path):
     with pytest.raises(ValueError, match=r"--frames=\[2\] shows frames and data\.blind none"):
         evaluated(tmp_path, "--frames=[2]", "--data.blind=true")

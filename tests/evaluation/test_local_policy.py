@@ -56,7 +56,8 @@ def said(folder):
     return {line["id"]: line["resps"][0] for line in read_jsonl(folder / "samples.jsonl")}
 
 
-def test_the_answers_are_those_of_test(tmp_path):
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_the_answers_are_those_of_test(tmp_path, shuffled):
     names = ("run/test", "evaluate")
     values = config("rl")
     report = {"class_path": "longrl.callbacks.evaluation.EvaluationReport"}
@@ -64,12 +65,15 @@ def test_the_answers_are_those_of_test(tmp_path):
     values["trainer"]["callbacks"] = [report]
     values["rollout"] = rollouts(sampling=sampling, eval_sampling=sampling)
     values["data"] |= {"test": str(questions()), "eval_prompts_per_batch": 3, "train": None}
+    values["data"]["shuffle_frames"] = shuffled
     values["model"]["family"]["init_args"]["model"] = vl_folder()
     run_test(tmp_path / "run", values)
-    evaluation(tmp_path / "evaluate", "--sampling.temperature=1.0", "--sampling.num_generations=2").run()
+    options = ("--sampling.temperature=1.0", "--sampling.num_generations=2", f"--data.shuffle_frames={shuffled}")
+    evaluation(tmp_path / "evaluate", *options).run()
     assert len({text for texts in said(tmp_path / "run" / "test").values() for text in texts}) == 16
     of_test, of_evaluate = (json.loads((tmp_path / name / "results.json").read_text()) for name in names)
     assert of_test["conditions"] == of_evaluate["conditions"]
+    assert list(of_test["conditions"]) == ["video, shuffled" if shuffled else "video"]
     for name in ("sampling", "seed", "questions"):
         assert of_test[name] == of_evaluate[name]
     for name in ("family", "settings", "engine", "versions"):
@@ -105,6 +109,28 @@ def test_a_video_is_encoded_once_for_all_its_questions(tmp_path):
     made = evaluation(tmp_path)
     made.run()
     assert made.config.policy.features.num_encoded == 2
+
+
+def test_what_is_lost_on_shuffled_frames_is_told_by_category(tmp_path):
+    made = evaluation(tmp_path, "--shuffled_baseline=true", "--sampling.temperature=1.0")
+    results = made.run().results
+    assert made.config.policy.features.num_encoded == 2, "shuffled frames are features in other rows"
+    ordered, shuffled = (results["conditions"][name] for name in ("video", "video, shuffled"))
+    assert "shuffle_frames" not in ordered["reading"], "answers stored before there was such an option are found"
+    assert shuffled["reading"] == ordered["reading"] | {"shuffle_frames": True}
+    lost = ordered["over_shuffled"]
+    assert list(lost) == list(ordered["scores"])
+    assert (lost["overall"]["n"], lost["temporal"]["n"]) == (8, 2)
+    for name, score in ordered["scores"].items():
+        difference = score["accuracy"] - shuffled["scores"][name]["accuracy"]
+        assert lost[name]["difference"] == pytest.approx(difference)
+    by_condition = {}
+    for line in read_jsonl(tmp_path / "samples.jsonl"):
+        by_condition.setdefault(line["condition"], []).append(line)
+    pairs = list(zip(*by_condition.values(), strict=True))
+    assert all(one["input"] == other["input"] for one, other in pairs)
+    assert all(one["prompt_hash"] != other["prompt_hash"] for one, other in pairs)
+    assert "strict minus shuffled frames, in points, temporal" in (tmp_path / "report.html").read_text()
 
 
 def test_stored_features_are_neither_decoded_nor_encoded_again(tmp_path, monkeypatch):

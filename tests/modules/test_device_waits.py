@@ -6,6 +6,7 @@ The device `meta` has no numbers: whatever needs one to go on fails there. So wh
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from longrl import algorithms
-from longrl.algorithms import Algorithm
+from longrl.algorithms import Algorithm, Distillation
 from longrl.algorithms.losses import Tokens
 from longrl.models.building import BuildsModel
 from longrl.modules.mini_batches import MiniBatch, RolloutLoss
@@ -28,6 +29,7 @@ from longrl.strategies import sequence as sequence_module
 from longrl.strategies.sequence import SequenceParallel
 from longrl.types import Batch, PolicyOutput, to_device
 from tests.modules.test_policy import batch_of, policy_of, sampled, text_prompts, tokens_of, train, with_targets
+from tests.teachers import wide_text_teacher
 from tests.tiny import (
     frames,
     omni_family,
@@ -58,7 +60,7 @@ def waits_of_updates(monkeypatch, micro_batch_tokens: int, stage: str, **options
     """In one rollout or batch of 3 prompts: waits within the update of the weights, and micro-batches."""
     counts = []
     micro_batches = []
-    update = PolicyModule._update
+    update = PolicyModule.take_step
     make = PackedScoring.micro_batches
 
     def counted(policy, *args):
@@ -67,15 +69,17 @@ def waits_of_updates(monkeypatch, micro_batch_tokens: int, stage: str, **options
         counts.append(waits.count)
         return result
 
-    def noted(policy, *args):
+    def noted(policy, *args, **options):
         with _disable_current_modes():  # to pack is the host's
-            made = make(policy, *args)
+            made = make(policy, *args, **options)
         micro_batches.append(len(made[0]))
         return made
 
-    monkeypatch.setattr(PolicyModule, "_update", counted)
+    monkeypatch.setattr(PolicyModule, "take_step", counted)
     monkeypatch.setattr(PackedScoring, "micro_batches", noted)
     torch.manual_seed(0)
+    if "distillation" in options:
+        options["teacher"] = wide_text_teacher()
     policy = policy_of(text_family(), max_tokens_per_micro_batch=micro_batch_tokens, **options)
     prompts = text_prompts(policy.family)
     if stage == "sft":
@@ -138,8 +142,14 @@ SEQUENCES = {"surrogate": algorithms.sequence_clipped, "correction": algorithms.
 
 @pytest.mark.parametrize(
     ("stage", "options"),
-    [("sft", {}), ("rl", {}), ("rl", {"algorithm": Algorithm(**SEQUENCES)})],
-    ids=["sft", "rl", "rl by sequences"],
+    [
+        ("sft", {}),
+        ("rl", {}),
+        ("rl", {"algorithm": Algorithm(**SEQUENCES)}),
+        ("rl", {"distillation": Distillation()}),
+        ("sft", {"distillation": Distillation("forward_kl", top_k=3)}),
+    ],
+    ids=["sft", "rl", "rl by sequences", "rl with a teacher", "sft with a teacher"],
 )
 def test_an_update_waits_as_often_whatever_the_number_of_micro_batches(monkeypatch, stage, options):
     few, one = waits_of_updates(monkeypatch, 10_000, stage, **options)
@@ -154,8 +164,28 @@ def on_meta(tensors):
     return [tensor.to(META) for tensor in tensors]
 
 
-@pytest.mark.parametrize("surrogate", ["clipped", "sequence_clipped", "cispo", "reinforce"])
-@pytest.mark.parametrize("correction", ["no_correction", "masked_token", "truncated_sequence", "masked_sequence"])
+SURROGATES = {
+    "soft": algorithms.SoftGated(),
+    "stale": algorithms.StaleClipped(0.5, 2.0),
+    "gspo dual": algorithms.SequenceDualClipped(),
+}
+CORRECTIONS = {
+    "product": algorithms.CorrectionProduct([algorithms.GeometricMask(), algorithms.TwoSidedMask()]),
+    "drift": algorithms.OffPolicySequenceMask(0.1),
+}
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "correction"),
+    [
+        *itertools.product(
+            ["clipped", "sequence_clipped", "cispo", "reinforce"],
+            ["no_correction", "masked_token", "truncated_sequence", "masked_sequence"],
+        ),
+        *itertools.product([*SURROGATES, "geometric_clipped"], ["no_correction"]),
+        *itertools.product(["clipped"], CORRECTIONS),
+    ],
+)
 def test_the_loss_of_a_micro_batch_waits_for_nothing(surrogate, correction):
     family = text_family()
     prompts = text_prompts(family)
@@ -173,8 +203,12 @@ def test_the_loss_of_a_micro_batch_waits_for_nothing(surrogate, correction):
         staleness=(sampler_logp > 0).long(),
         weights=of_completions,
         nonfinite=of_completions > 0,
+        high_entropy=algorithms.high_entropy(entropy, entropy > 0, 0.2),
     )
-    functions = {"surrogate": getattr(algorithms, surrogate), "correction": getattr(algorithms, correction)}
+    functions = {
+        "surrogate": SURROGATES.get(surrogate) or getattr(algorithms, surrogate),
+        "correction": CORRECTIONS.get(correction) or getattr(algorithms, correction),
+    }
     algorithm = Algorithm(kl_coef=0.1, **functions)
     loss = RolloutLoss(algorithm, mini_batch, MismatchMonitor())
     result = loss(packed, PolicyOutput(logp.requires_grad_(), entropy))

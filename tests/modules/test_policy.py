@@ -14,9 +14,11 @@ from longrl.algorithms import (
     Algorithm,
     Constant,
     DualClipped,
+    SoftGated,
     cispo,
     clipped,
     drop_uniform,
+    geometric_clipped,
     greedy_centered,
     k1,
     reinforce,
@@ -54,6 +56,8 @@ SURROGATES = {
     "cispo": cispo,
     "dual": DualClipped(),
     "reinforce": reinforce,
+    "soft": SoftGated(),
+    "gmpo": geometric_clipped,
 }
 
 
@@ -65,7 +69,7 @@ class Given(LightningDataModule):
 
     def __init__(self, batches, stage):
         super().__init__()
-        self.batches, self.renderer = batches, SimpleNamespace(stage=stage)
+        self.batches, self.renderer, self.datasets = batches, SimpleNamespace(stage=stage), {}
 
     def limit_lengths(self, limits, splits):
         """The batches are what they are."""
@@ -105,7 +109,9 @@ class RenderedPrompt(Callback):
 
 def train(policy, *batches, before=lambda policy: None, callbacks=(), **options):
     seen = RenderedPrompt(before)
-    stage = "sft" if batches[0].groups is None else "rl"
+    stage = "rl"
+    if batches[0].groups is None:
+        stage = "preference" if any(prompt.rejected is not None for prompt in batches[0].prompts) else "sft"
     trainer = Trainer(
         **{
             "accelerator": "cpu",
@@ -221,6 +227,12 @@ def loss_by_hand(
         losses = -torch.minimum(ratio * a, ratio.clamp(low, high) * a)
         if surrogate == "dual" and a < 0:
             losses = torch.minimum(losses, torch.full_like(losses, -3.0 * a))
+        if surrogate == "soft":
+            tau = 1.0 if a > 0 else 1.05
+            losses = -torch.sigmoid(tau * (ratio - 1)) * 4 / tau * a
+        if surrogate == "gmpo":
+            bounded = ratio.log().clamp(max=clip[1]) if a > 0 else ratio.log().clamp(min=-clip[0])
+            losses = -a * bounded.mean().exp().expand(length)
         if surrogate == "cispo":
             losses = -ratio.detach().clamp(low, high) * a * logp[part]
         if surrogate == "reinforce":
@@ -337,8 +349,10 @@ def test_an_rl_step_on_videos_is_the_loss_by_hand(budget, freeze):
     assert_same_gradients(seen.gradients[0], expected, 1e-5)
 
 
-@pytest.mark.parametrize("surrogate", SURROGATES)
-@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize(
+    ("surrogate", "weights"),
+    [*itertools.product(list(SURROGATES)[:5], WEIGHTS), ("soft", "sequence_mean"), ("gmpo", "sequence_mean")],
+)
 def test_any_split_into_micro_batches_gives_the_gradient_by_hand(weights, surrogate):
     """Off-policy, so that every clip is at work, and with one completion masked out."""
     family = text_family()
@@ -367,7 +381,7 @@ def test_any_split_into_micro_batches_gives_the_gradient_by_hand(weights, surrog
     if expected is not None and surrogate not in ("reinforce", "cispo"):
         assert found[-1][0] == pytest.approx(loss, rel=1e-5)
     clipped_sides = sum(seen.metrics[0][f"train/clip_fraction_{side}"] > 0 for side in ("low", "high"))
-    assert clipped_sides >= {"reinforce": 1, "gspo": 1}.get(surrogate, 2)
+    assert clipped_sides >= {"reinforce": 1, "gspo": 1, "soft": 0}.get(surrogate, 2)
 
 
 def test_the_first_update_needs_no_old_log_probabilities(monkeypatch):

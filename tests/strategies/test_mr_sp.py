@@ -16,13 +16,14 @@ from lightning.pytorch import Callback, Trainer
 
 from longrl.algorithms import Algorithm, MovingReference, token_mean
 from longrl.models.lora import LoRASettings
+from longrl.modules.local_teacher import LocalTeacher
 from longrl.modules.policy import all_media
 from longrl.strategies.mr_sp import MRSPStrategy
 from longrl.testing.sample_turns import random_turns
 from longrl.types import FULL_SHARD, Batch, FrameShard
 from tests.distributed import run_distributed
 from tests.families import proves
-from tests.modules import test_partial_rollouts
+from tests.modules import test_partial_rollouts, test_preference_step
 from tests.modules.test_moving_state import bonus_by_hand
 from tests.modules.test_policy import (
     answers_of,
@@ -35,6 +36,7 @@ from tests.modules.test_policy import (
     with_targets,
     with_turns,
 )
+from tests.teachers import DISTILLATIONS, all_logits, teacher_logits, teacher_term, token_ids, told_more, wide_vl_family
 from tests.tiny import (
     answers_with_experts,
     assert_same_gradients,
@@ -124,6 +126,11 @@ class Case:
     """Completions are shown text and media between their turns."""
     cut: str | None = None
     """The objective on completions that several weights have drawn, of tests/modules/test_partial_rollouts.py."""
+    teacher: str | None = None
+    """How a wider model teaches, of tests/teachers.py, that reads other prompts for some groups."""
+    offload_teacher: bool = False
+    pairs: str | None = None
+    """The objective on pairs of answers, of tests/modules/test_preference_step.py."""
     entropy: float = 0.0
     """Coefficient of an entropy bonus."""
     moving: bool = False
@@ -154,9 +161,16 @@ class Case:
             entropy_coef=self.entropy,
         )
 
+    def distilled(self):
+        """Options of a policy."""
+        if self.teacher is None:
+            return {}
+        teacher = LocalTeacher(wide_vl_family(), offload=self.offload_teacher)
+        return {"teacher": teacher, "distillation": DISTILLATIONS[self.teacher]}
+
     def groups(self, shard=FULL_SHARD, pixels_left_out=False):
         family = self.family()
-        groups = sampled(family, PROMPTS[self.prompts](family, shard))
+        groups = sampled(family, self.rendered(shard))
         if self.cut:
             policy = policy_of(family)
             policy.configure_model()
@@ -172,6 +186,11 @@ class Case:
                     for one, two in zip(group.completions, experts, strict=True)
                 ]
         return groups
+
+    def rendered(self, shard=FULL_SHARD):
+        """The prompts, some with a teacher's view."""
+        prompts = PROMPTS[self.prompts](self.family(), shard)
+        return prompts if self.teacher is None else told_more(prompts, shard)
 
 
 def text_prompts(family, shard):
@@ -223,7 +242,7 @@ def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torc
     data, of = rank // sp_group, devices // sp_group
     groups = case.groups(FrameShard(rank % sp_group, sp_group), pixels_left_out=True)[data::of]
     prompts = [group.prompt for group in groups]
-    if case.sft:
+    if case.sft or case.pairs:
         batch = Batch(taught(case, FrameShard(rank % sp_group, sp_group))[data::of])
     else:
         batch = Batch(prompts, groups=groups)
@@ -234,23 +253,28 @@ def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torc
         algorithm=case.algorithm(),
         max_tokens_per_micro_batch=case.budget,
         mini_batches_per_rollout=case.mini_batches,
+        preference=test_preference_step.OBJECTIVES.get(case.pairs),
+        **case.distilled(),
     )
+    policy.reward_shift.add(0.3, 4)
     strategy = MRSPStrategy(case.sp, num_replicas=case.replicas, num_gather_chunks=case.chunks, timeout_s=600)
     seen = train(
         policy,
         batch,
-        before=disturb_sharded if case.kl or case.lora else lambda policy: None,
+        before=disturb_sharded if case.kl or case.lora or case.pairs else lambda policy: None,
         strategy=strategy,
         devices=devices,
-        callbacks=[] if case.sft else [Encode()],
+        callbacks=[] if case.sft or case.pairs else [Encode()],
     )
-    return seen.metrics[-1], seen.gradients[-1]
+    return seen.metrics[-1] | {"shift": policy.reward_shift.total}, seen.gradients[-1]
 
 
 def taught(case: Case, shard: FrameShard):
     """Prompts with their targets."""
     family = case.family()
-    prompts = with_targets(PROMPTS[case.prompts](family, shard))
+    if case.pairs:
+        return test_preference_step.with_pairs(family, case.rendered(shard))
+    prompts = with_targets(case.rendered(shard))
     if not case.turns:
         return prompts
     targets = random_turns(family, prompts, shard)
@@ -275,7 +299,10 @@ def by_hand(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     return of_one_process(dataclasses.replace(case, **plain))
 
 
-HOW = ("sp", "budget", "checkpointing", "chunks", "replicas", "offload", "mlp_chunk", "compiled", "moving")
+HOW = (
+    "sp", "budget", "checkpointing", "chunks", "replicas", "offload", "mlp_chunk", "compiled", "offload_teacher",
+    "moving",
+)  # fmt: skip
 """Fields of a case that change neither loss nor gradients."""
 
 
@@ -292,7 +319,11 @@ def of_one_process(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
         with torch.no_grad():
             prompts = [group.prompt for group in groups]
             options = {"reference": separate_logps(plain, prompts, answers_of(groups)), "kl_coef": 0.3}
-    if case.kl or case.lora:
+    if case.pairs:
+        with torch.no_grad():
+            prompts = taught(case, FULL_SHARD)
+            reference = separate_logps(plain, prompts, test_preference_step.answered(prompts))
+    if case.kl or case.lora or case.pairs:
         disturb_text(policy)
         plain = stock(policy.model, family)
     if case.replay:  # the reference above chose its own
@@ -303,12 +334,20 @@ def of_one_process(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
         (-logp.mean()).backward()
         loss = float(-logp.mean())
         grads = gradients(plain)
+    elif case.pairs:
+        logp = separate_logps(plain, prompts, test_preference_step.answered(prompts))
+        total, _ = test_preference_step.loss_by_hand(case.pairs, logp, reference, prompts, shift=0.3)
+        total.backward()
+        loss = total.item()
+        grads = gradients(plain)
     elif case.cut:
         loss, grads = test_partial_rollouts.gradients_by_hand(plain, None, groups, case.cut, token_mean=True)
     elif case.entropy:
         loss, grads, _ = bonus_by_hand(plain, groups, "token_mean", case.entropy)
     else:
         loss, grads = gradients_by_hand(plain, groups, weights="token_mean", **options)
+    if case.teacher:
+        loss, grads = with_teacher_by_hand(case, plain, loss)
     if case.freeze:
         grads = {name: grad for name, grad in grads.items() if not name.startswith(VISUAL)}
     if case.freeze_vision_encoder:
@@ -316,6 +355,27 @@ def of_one_process(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     if case.model.endswith("vision frozen"):
         grads = {name: grad for name, grad in grads.items() if not name.startswith("visual")}
     return loss, grads
+
+
+def with_teacher_by_hand(case: Case, plain, loss: float) -> tuple[float, dict[str, torch.Tensor]]:
+    """Adds the teacher's term, the mean over tokens, to a loss whose gradients the model has."""
+    distillation = DISTILLATIONS[case.teacher]
+    if case.sft:
+        prompts = taught(case, FULL_SHARD)
+        answers = [[prompt.response] for prompt in prompts]
+        loss *= distillation.sft_coef
+        for parameter in plain.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= distillation.sft_coef
+    else:
+        groups = case.groups()
+        prompts = [group.prompt for group in groups]
+        answers = answers_of(groups)
+    dense = teacher_logits(case.distilled()["teacher"], prompts, answers, distillation.temperature or 1.0)
+    losses = teacher_term(distillation, all_logits(plain, prompts, answers), dense, token_ids(answers))
+    term = distillation.coef * losses.mean()
+    term.backward()
+    return loss + term.item(), gradients(plain)
 
 
 def check(cases: list[Case], devices: int) -> list[Any]:
@@ -367,6 +427,22 @@ def test_what_completions_are_shown_is_shared(devices):
     check(grids[devices], devices)
 
 
+@pytest.mark.parametrize("devices", [2])
+def test_pairs_are_whole_wherever_their_rows_are(devices):
+    """Sums over answers are of all ranks that share a sequence; a rank without a pair; adapters off; a mean reward."""
+    cases = [
+        Case(sp=1, pairs="mpo", budget=120),
+        Case(sp=2, pairs="mpo", budget=60, freeze=True, checkpointing=True),
+        Case(sp=2, pairs="dpo", prompts="text", model="qwen2.5 text", lora=True, budget=40),
+        Case(sp=1, pairs="ipo", prompts="text", model="qwen2.5 text", budget=90),
+        Case(sp="auto", pairs="simpo", freeze=True, budget=80),
+    ]
+    found = check(cases, devices)
+    one, other = (rank[0][0]["shift"] for rank in found)
+    assert one == other
+    assert one == pytest.approx(found[0][1][0]["shift"], rel=1e-4)
+
+
 @proves("SP", "qwen2.5", "qwen3", "llama3")
 def test_text_is_shared():
     cases = [
@@ -381,7 +457,33 @@ def test_text_is_shared():
 
 def test_a_reference_that_moves_is_sharded_with_what_trains():
     """With an encoder that trains too, and adapters that have a reference of their own."""
-    check([Case(sp=1, kl=True, moving=True), Case(sp=2, kl=True, moving=True, lora=True, freeze=True, budget=57)], 2)
+    cases = [
+        Case(sp=1, kl=True, moving=True),
+        Case(sp=2, kl=True, moving=True, lora=True, freeze=True, budget=57),
+    ]
+    check(cases, 2)
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_a_teacher_teaches_the_same_on_any_grid(devices):
+    """Its distances over the whole vocabulary, over a part, and of samples; sharded, and offloaded; packed and not."""
+    grids = {
+        2: [
+            Case(sp=2, teacher="reverse", budget=60),
+            Case(sp=1, teacher="jensen", freeze=True, offload_teacher=True),
+            Case(sp=2, teacher="forward", sft=True, freeze=True),
+            Case(sp=2, teacher="top", freeze=True, turns=True, budget=200),
+            Case(sp=1, teacher="sampled", prompts="single", freeze=True),
+        ],
+        4: [
+            Case(sp="auto", teacher="reverse", freeze=True, budget=40),
+            Case(sp=2, teacher="top", sft=True, freeze=True, replicas=2),
+        ],
+    }
+    for rank in check(grids[devices], devices):
+        for case, (metrics, _) in zip(grids[devices], rank, strict=True):
+            passes = metrics["train/teacher_passes_per_group"]
+            assert passes == 1 if case.budget == 10_000 else passes >= 1
 
 
 @proves("SP", "nvila", "longvila-r1")

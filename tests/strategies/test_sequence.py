@@ -7,10 +7,13 @@ import torch
 from hypothesis import given, strategies as st
 
 from longrl.packing.attention import shared_prefix_attention
+from longrl.packing.pack import pack
 from longrl.strategies.axis import Axis
 from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, HeadLayout, SequenceParallel
 from longrl.types import GroupSpan
 from tests.distributed import run_distributed
+from tests.teachers import all_logits
+from tests.tiny import assert_same_gradients, gradients, plain_model, random_completions, row, text_family
 
 HEADS = [(6, 6), (6, 2), (7, 1), (28, 4), (12, 3), (2, 2)]
 
@@ -99,3 +102,35 @@ def test_scored_rows_are_dealt_evenly_and_scores_come_to_all(ranks):
             assert torch.equal(scored, hidden[positions[share]])
             assert abs(len(scored) - count / ranks) < 1
         torch.testing.assert_close(torch.cat([grad for _, grad, _, _ in found]), hidden.grad)
+
+
+def entropy_case():
+    family = text_family()
+    prompts = [family.render(row(str(index)), "Which one? " * (1 + index)) for index in range(2)]
+    return family, family.build(), prompts, random_completions(family, [[3, 7, 4], [5, 1, 6]])
+
+
+def entropy_gradients(max_tokens):
+    """(entropies, gradients of their weighted sum over all ranks) of packed groups."""
+    sequence = SequenceParallel(Axis.of(None))
+    family, model, prompts, completions = entropy_case()
+    entropies = torch.zeros(26)
+    for packed in pack(prompts, completions, max_tokens):
+        output = family.forward(model, packed, {}, 0.7, sequence, entropy_gradient=True)
+        entropies[packed.token_index] = output.entropy.detach()
+        weights = torch.linspace(-1, 2, 26)[packed.token_index]
+        (output.entropy * weights).sum().backward()
+    return entropies, {name: sequence.axis.sum(grad) for name, grad in gradients(model).items()}
+
+
+def test_gradients_of_entropies_are_those_of_one_rank_and_of_separate_sequences():
+    """Packed in one sequence and in several, against dense distributions of one forward for each completion."""
+    family, model, prompts, completions = entropy_case()
+    plain = plain_model(model, family)
+    logp = (all_logits(plain, prompts, completions) / 0.7).log_softmax(-1)
+    entropy = -(logp.exp() * logp).sum(-1)
+    (entropy * torch.linspace(-1, 2, 26)).sum().backward()
+    for ranks, max_tokens in ((1, 60), (2, 60), (2, 10_000)):
+        for found, grads in run_distributed(entropy_gradients, ranks, max_tokens):
+            torch.testing.assert_close(found.double(), entropy.detach(), rtol=1e-5, atol=1e-6)
+            assert_same_gradients(grads, gradients(plain), 1e-5)

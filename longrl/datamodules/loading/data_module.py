@@ -10,7 +10,9 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from longrl.datamodules.loading.curriculum import group_outcomes
 from longrl.datamodules.loading.loader import EvalLoader, PromptStream, TrainLoader
+from longrl.types import Group, Metrics
 
 Split = Literal["train", "val", "test"]
 SPLITS: dict[str, tuple[Split, ...]] = {
@@ -99,6 +101,15 @@ class StreamedData(LightningDataModule, abc.ABC):
     def draw_prompts(self, count: int) -> list[Any]:
         """`count` further training prompts, for dynamic sampling; they count as consumed."""
         return self.stream.take(count)
+
+    def learn(self, groups: Sequence[Group[Any, Any]]) -> None:
+        """Tells a curriculum the rewards of a step's groups, selected or not. Every rank must call it once a step."""
+        if self.stream.order.learns:
+            self.stream.order.learn(group_outcomes(groups), self.stream.position)
+
+    def metrics(self) -> Metrics:
+        """What a curriculum knows, and what it chose for the step; nothing without one."""
+        return {} if self._stream is None else self._stream.metrics()
 
     @override
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:

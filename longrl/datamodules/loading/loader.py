@@ -1,9 +1,8 @@
 """Loaders that resume exactly: an endless stream of training prompts, and a finite one for evaluation.
 
-Rank r of W reads positions r, r + W, r + 2W, ... of one endless sequence. With n rows, its position c is row
-`permutation(epoch)[c mod n]` of epoch `c div n`. So the ranks share no row, every epoch has every row once, and the
-number of rows that each rank consumed says all about where the stream stands. Rows that cannot be used are consumed
-too, which keeps that number exact whatever is skipped; the rank's next row goes into the batch instead.
+The ranks read one endless sequence of rows (`row_order`), and the number of rows that each consumed says where it
+stands. Rows that cannot be used are consumed too, which keeps that number exact whatever is skipped; the rank's next
+row goes into the batch instead.
 
 The data module keeps the state. Lightning would also save and restore loaders that have a state of their own, but not
 when it resumes after the end of an epoch.
@@ -16,7 +15,6 @@ import hashlib
 import itertools
 import logging
 import math
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,20 +22,24 @@ from dataclasses import dataclass
 from typing import Any, Generic
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
 from longrl.datamodules.loading.row_fingerprint import fingerprint_without, row_number, row_text
+from longrl.datamodules.loading.row_marks import Budget, RowDraw, marked
+from longrl.datamodules.loading.row_order import RowSequence
+from longrl.datamodules.loading.schedules import StepBudgets, budget_metrics
 from longrl.datamodules.loading.skips import CODE_ERRORS, Item, SkipLog
 from longrl.datamodules.loading.workers import IPCPayload, end_with_trainer, items_of_workers
 from longrl.io.processes import lost_worker_in
 from longrl.io.pulse import PULSE
 from longrl.strategies.axis import SINGLE_RANK, Axis
-from longrl.types import Batch, Prompt, Row, UnusableSample
+from longrl.types import Batch, Metrics, Prompt, Row, UnusableSample
 
 logger = logging.getLogger(__name__)
 FINGERPRINT, USABLE_FINGERPRINT, UNUSABLE = "fingerprint_of_the_rows", "fingerprint_of_usable_rows", "unusable_rows"
 """In a stream's state: of all rows; of all but those that were drawn and could not be used; which these are."""
+DRAWS = "draws"
+"""There too: the state of an order that draws rows by what is known of them."""
 
 
 class RenderedRows(Dataset[Any], Generic[Item]):
@@ -50,8 +52,11 @@ class RenderedRows(Dataset[Any], Generic[Item]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Item | UnusableSample:
+    def __getitem__(self, draw: int | RowDraw) -> Item | UnusableSample:
+        index = draw.index if isinstance(draw, RowDraw) else draw
         row = self.rows[index]
+        if isinstance(draw, RowDraw):
+            row = marked(row, draw)
         PULSE.sample = row.id
         PULSE.beats += 1
         try:
@@ -97,15 +102,25 @@ class LoaderOptions:
     pin_memory: bool = False
     """Put what workers hand over into pinned memory, for a GPU."""
 
-    def render(self, dataset: RenderedRows[Item], indices: Iterable[int]) -> Iterator[Item | UnusableSample]:
+    @property
+    def rendered_ahead(self) -> int:
+        """Prompts that workers hold at most."""
+        return self.prompts_per_worker * self.num_workers
+
+    @property
+    def prompts_per_worker(self) -> int:
+        """Prompts that each worker holds at most."""
+        return math.ceil(self.prefetch_prompts / max(1, self.num_workers))
+
+    def render(self, dataset: RenderedRows[Item], indices: Iterable[int | RowDraw]) -> Iterator[Item | UnusableSample]:
         """The rows at `indices`, in that order. Draws from no global random state: a trainer's stays as it is."""
         if not self.num_workers:
             return (dataset[index] for index in indices)
         drawn: deque[int] = deque()
 
-        def draw() -> Iterator[int]:
+        def draw() -> Iterator[int | RowDraw]:
             for index in indices:
-                drawn.append(index)
+                drawn.append(index.index if isinstance(index, RowDraw) else index)
                 yield index
 
         parcels = DataLoader(
@@ -116,7 +131,7 @@ class LoaderOptions:
             num_workers=self.num_workers,
             worker_init_fn=end_with_trainer,
             pin_memory=self.pin_memory,
-            prefetch_factor=math.ceil(self.prefetch_prompts / self.num_workers),
+            prefetch_factor=self.prompts_per_worker,
             multiprocessing_context=self.multiprocessing_context,
             generator=torch.Generator(),
         )
@@ -124,42 +139,6 @@ class LoaderOptions:
 
 
 # ----------------------------------------------------------------------------------------------------------- training
-
-
-@functools.lru_cache(maxsize=32)  # of every source of a mix, one or two epochs
-def permutation(num_rows: int, seed: int | str, epoch: int) -> tuple[int, ...]:
-    """Order of the rows in an epoch; the same on every rank and platform and with any version of torch."""
-    order = list(range(num_rows))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
-    return tuple(order)
-
-
-@dataclass(frozen=True)
-class RowOrder:
-    """Which rows a rank reads, for ever.
-
-    Example:
-        Of three rows, rank 0 of 2 reads the first and the last of epoch 0's order, then the second of epoch 1's.
-    """
-
-    num_rows: int
-    seed: int = 0
-    rank: int = 0
-    world_size: int = 1
-
-    def at(self, position: int) -> int:
-        """Index of the row at a position of the sequence that all ranks share."""
-        epoch, index = divmod(position, self.num_rows)
-        return permutation(self.num_rows, self.seed, epoch)[index]
-
-    def after(self, position: int) -> Iterator[int]:
-        """Indices of the rows from `position` on, without end."""
-        for turn in itertools.count(position):
-            yield self.at(turn * self.world_size + self.rank)
-
-    def identity(self) -> dict[str, Any]:
-        """Facts that must be the same for a position to mean the same row."""
-        return {"seed": self.seed, "number_of_rows": self.num_rows}
 
 
 def usable_items(items: Sequence[Item | UnusableSample], skips: SkipLog, sp_group: Axis = SINGLE_RANK) -> list[Item]:
@@ -200,6 +179,8 @@ class PromptStream(Generic[Item]):
         skips: counts the rows that cannot be used.
         options: how rows are rendered.
         sp_group: the ranks that read the same rows, each its shard of the frames.
+        budgets: which frames each step shows, if that changes.
+        marks: note on each row that it was drawn (`row_marks`), as a curriculum needs it.
 
     Example:
         `stream.take(8)` is a batch, and a following `stream.take(3)` what dynamic sampling asks for besides.
@@ -208,13 +189,17 @@ class PromptStream(Generic[Item]):
     def __init__(
         self,
         dataset: RenderedRows[Item],
-        order: RowOrder,
+        order: RowSequence,
         skips: SkipLog,
         options: LoaderOptions | None = None,
         sp_group: Axis = SINGLE_RANK,
+        budgets: StepBudgets | None = None,
+        marks: bool = False,
     ) -> None:
         self.dataset = dataset
         self.sp_group = sp_group
+        self.budgets = budgets
+        self.marks = marks
         self.order = order
         self.skips = skips
         self.options = options or LoaderOptions()
@@ -223,6 +208,10 @@ class PromptStream(Generic[Item]):
         self._unusable: set[int] = set()
         """Rows that could not be used before the run was resumed."""
         self._items: Iterator[Item | UnusableSample] | None = None
+        self._budget: Budget = ()
+        """Of what is drawn now."""
+        self._drawn: deque[RowDraw] = deque()
+        """Marked draws that were not handed out yet."""
 
     def take(self, count: int) -> list[Item]:
         """The next `count` prompts.
@@ -234,10 +223,14 @@ class PromptStream(Generic[Item]):
         outer = PULSE.phase
         PULSE.phase = "data"
         PULSE.since = time.perf_counter()
+        if self.budgets is not None:
+            self._budget = self.budgets.begin(self.position)
         if self._items is None:
-            self._items = self.options.render(self.dataset, self.order.after(self.position))
+            self._items = self.options.render(self.dataset, self._draws())
         while len(prompts) < count:
-            items = list(itertools.islice(self._items, count - len(prompts)))
+            num_missing = count - len(prompts)
+            self.order.settle(self.position + num_missing)
+            items = [self._as_budgeted(item) for item in itertools.islice(self._items, num_missing)]
             PULSE.sample = ""
             # Unusable rows are consumed too; further rows come instead of them.
             self.position += len(items)
@@ -246,19 +239,45 @@ class PromptStream(Generic[Item]):
         PULSE.beats += 1
         return prompts
 
+    def _draws(self) -> Iterator[int | RowDraw]:
+        """What workers render, from where the stream stands on: where rows are marked, with their marks."""
+        if not self.marks:
+            yield from self.order.after(self.position)
+            return
+        budgets = itertools.repeat(()) if self.budgets is None else self.budgets.expected(self.position)
+        for index, budget in zip(self.order.after(self.position), budgets, strict=False):
+            draw = RowDraw(index, budget)
+            self._drawn.append(draw)
+            yield draw
+
+    def _as_budgeted(self, item: Item | UnusableSample) -> Item | UnusableSample:
+        """The item, or what takes its place where workers rendered it for another step's frames."""
+        if not self.marks:
+            return item
+        draw = self._drawn.popleft()
+        return item if draw.video == self._budget else self.dataset[RowDraw(draw.index, self._budget)]
+
     def close(self) -> None:
         """Ends the workers; the next `take` starts new ones where the stream stands."""
         self._items = None
+        self._drawn.clear()
+
+    def metrics(self) -> Metrics:
+        """What the last step read, and what is known of the rows."""
+        return budget_metrics(self._budget) | self.order.metrics()
 
     def state_dict(self) -> dict[str, Any]:
         """Where all ranks stand. Under data parallelism every rank must call it at the same time."""
-        of_ranks = _gather((self.position, sorted({*self._unusable, *self.skips.drawn_unusable})), self.order)
+        of_ranks = self.order.gather((self.position, sorted({*self._unusable, *self.skips.drawn_unusable})))
         unusable = sorted({index for _, indices in of_ranks for index in indices})
+        positions = [position for position, _ in of_ranks]
+        of_order = self.order.state_dict(positions)
         return {
-            "positions": [position for position, _ in of_ranks],
+            "positions": positions,
             UNUSABLE: unusable,
             USABLE_FINGERPRINT: self.dataset.fingerprint_without(unusable),
             **self._identity(),
+            **({DRAWS: of_order} if of_order else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -276,7 +295,7 @@ class PromptStream(Generic[Item]):
             state = {**state, FINGERPRINT: here[FINGERPRINT]}
         self._unusable = set(state.get(UNUSABLE, ()))
         state = {name: value for name, value in state.items() if name not in (UNUSABLE, USABLE_FINGERPRINT)}
-        for name in [*here, *(state.keys() - here.keys() - {"positions"})]:
+        for name in [*here, *(state.keys() - here.keys() - {"positions", DRAWS})]:
             if state.get(name) != here.get(name):
                 raise ValueError(
                     f"the data of a resumed run must be the checkpoint's, but its {name.replace('_', ' ')} was "
@@ -284,7 +303,7 @@ class PromptStream(Generic[Item]):
                     "start a new run from the weights alone with --model.init_from"
                 )
         self.close()
-        self.position = self._position_after(state["positions"])
+        self.position = self.order.resume(state["positions"], state.get(DRAWS, {}))
 
     def _is_repaired(self, state: dict[str, Any]) -> bool:
         """Whether only rows differ that could not be used, as far as the checkpoint knows."""
@@ -292,34 +311,8 @@ class PromptStream(Generic[Item]):
             return False
         return state[USABLE_FINGERPRINT] == self.dataset.fingerprint_without(state[UNUSABLE])
 
-    def _position_after(self, positions: Sequence[int]) -> int:
-        """Rows this rank has behind it when ranks that had consumed `positions` stopped."""
-        if len(positions) == self.order.world_size:
-            return positions[self.order.rank]
-        # Behind as many rows as all ranks together consumed, in equal parts.
-        position = round(sum(positions) / self.order.world_size)
-        first, last = min(positions) * len(positions), max(positions) * len(positions)
-        displaced = max(last - position * self.order.world_size, position * self.order.world_size - first)
-        if displaced:
-            logger.warning(
-                "the run goes on with %d data-parallel ranks instead of %d, which had not read equally far: up to %d "
-                "training rows come again or are left out",
-                self.order.world_size, len(positions), displaced,
-            )  # fmt: skip
-        return position
-
     def _identity(self) -> dict[str, Any]:
         return self.order.identity() | {FINGERPRINT: self.dataset.fingerprint}
-
-
-def _gather(state: Item, order: RowOrder) -> list[Item]:
-    """What all data-parallel ranks have, in their order: ranks drift apart as they skip rows and refill."""
-    if order.world_size == 1:
-        return [state]
-    pairs: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(pairs, (order.rank, state))
-    states = dict(pairs)  # ranks that share a sequence share their prompts too
-    return [states[rank] for rank in range(order.world_size)]
 
 
 class TrainLoader:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from typing_extensions import override
 
-from longrl.datamodules.loading.loader import RowOrder, permutation
+from longrl.datamodules.loading.row_order import RowOrder, permutation
 
 T = TypeVar("T")
 LONGEST_CYCLE = 100_000

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import av
 import torch
 
+from longrl.datamodules.loading.row_marks import video_of
 from longrl.datamodules.loading.skips import CODE_ERRORS
 from longrl.datamodules.loading.traces import KnowsFeatures as KnowsFeatures, TraceRenderer, trace_media
 from longrl.datamodules.media.audio import SAMPLING_RATE, FileSound, read_sound
@@ -23,6 +24,7 @@ from longrl.datamodules.media.sampling import VideoSampling, read_span
 from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames, open_video
 from longrl.datamodules.media.subtitles import Subtitles, subtitle_files, subtitle_text
 from longrl.datamodules.media.video import hold_frames
+from longrl.models.cell_order import shuffled_prompt
 from longrl.models.chat_tokens import MEDIA_TAG, break_token
 from longrl.models.reading import RendersPrompts
 from longrl.packing.lengths import LengthLimit, length_problem
@@ -30,6 +32,7 @@ from longrl.rewards.options import parse_options
 from longrl.types import (
     FULL_SHARD,
     AudioClip,
+    Continuation,
     Frames,
     FrameShard,
     MediaKind,
@@ -38,7 +41,7 @@ from longrl.types import (
     UnusableSample,
 )
 
-Stage = Literal["sft", "rl"]
+Stage = Literal["sft", "rl", "preference"]
 DEFAULT_QUESTION = (
     "{subtitles}{problem}\n\nReason first, between <think> and </think>. Then give your final answer between <answer> "
     "and </answer>: for a question with options its letter alone, else the answer and nothing more."
@@ -73,6 +76,8 @@ class RowRenderer:
     answer_template: str = "{answer}"
     blind: bool = False
     blind_share: float = 0.0
+    shuffle_frames: bool = False
+    """Show videos with their temporal patches in an order that follows from the row's id."""
     max_prompt_tokens: int | None = None
     subtitles: Subtitles = NO_SUBTITLES
     cached_media: int = 0
@@ -93,14 +98,14 @@ class RowRenderer:
     """Keys of videos too large to hold that were decoded once without an error."""
 
     def __call__(self, row: Row) -> Prompt:
-        """The prompt of a row, with its SFT target if the stage is `sft`.
+        """The prompt of a row, with its SFT target if the stage is `sft`, with both answers of a pair in `preference`.
 
         Raises:
             UnusableSample: a media file or its subtitles are missing or broken, or the prompt is too long.
             Exception: whatever else the row makes a processor or tokenizer raise; see `RenderedRows`.
         """
         # 1. No file can hold half a character (a lone surrogate), so no run may go on with one.
-        said = (row.id, row.problem, row.answer, row.reasoning, row.messages, row.response, row.trace)
+        said = (row.id, row.problem, row.answer, row.reasoning, row.messages, row.response, row.trace, row.rejected)
         json.dumps(said, ensure_ascii=False).encode()
 
         self._check_characters(row)
@@ -109,7 +114,8 @@ class RowRenderer:
         blind = (self.blind or self.blind_share > 0) and self.drops_media(row)
         shown = without_media(row) if blind else row
         span = row.metadata.get("span_s")
-        sampling = replace(self.video, span_s=read_span(span)) if span else self.video
+        video = video_of(row, self.video)
+        sampling = replace(video, span_s=read_span(span)) if span else video
 
         # 3. Decoded media, or where to get them; a video's sound track comes right after its frames.
         media: list[Frames | AudioClip] = []
@@ -124,10 +130,13 @@ class RowRenderer:
 
         # 4. Token ids, at most so many.
         text = self._question_text(shown, None if blind else media)
-        response = self.response(shown) if self.stage == "sft" and not shown.trace else None
-        prompt = self.family.render(shown, text, media, response)
+        is_pair = self.stage == "preference" and shown.rejected is not None
+        is_text = is_pair or (self.stage == "sft" and not shown.trace)
+        prompt = self.family.render(shown, text, media, self.response(shown) if is_text else None)
+        if is_pair:
+            prompt = with_rejected(self.family, prompt)
         if self.stage == "sft" and shown.trace:
-            prompt = replace(prompt, response=self._traces().target(shown))
+            prompt = replace(prompt, response=self._traces(video).target(shown))
         self._check_length(prompt)
 
         # 5. Where left-out pixels come from, and which frames are shown.
@@ -135,18 +144,19 @@ class RowRenderer:
         if any(item.source for item in media):
             items = tuple(replace(item, source=read.source) for item, read in zip(items, media, strict=True))
         frames = [item for item in media if isinstance(item, Frames)]
-        return replace(
+        prompt = replace(
             prompt,
             media=items,
             frame_indices=tuple(item.indices for item in frames),
             frame_times=tuple(item.timestamps for item in frames),
             torn_videos=tuple(torn),
         )
+        if not self.shuffle_frames:
+            return prompt
+        return shuffled_prompt(self.family, prompt, f"frames of {row.id}") or prompt
 
-    def _traces(self) -> TraceRenderer:
-        return TraceRenderer(
-            self.family, self.video, self.shard, self.decoding, self.remote, self.patch_dtype, self.stored
-        )
+    def _traces(self, video: VideoSampling) -> TraceRenderer:
+        return TraceRenderer(self.family, video, self.shard, self.decoding, self.remote, self.patch_dtype, self.stored)
 
     def _question_text(self, shown: Row, media: Sequence[Frames | AudioClip] | None) -> str:
         """The question as text: what it spells of control tokens is text, and subtitles place no media either.
@@ -191,7 +201,7 @@ class RowRenderer:
         if self.max_prompt_tokens is not None and num_tokens > self.max_prompt_tokens:
             own = LengthLimit(self.max_prompt_tokens, "data.max_prompt_tokens")
             raise UnusableSample(None, _too_long(num_tokens, 0, own))
-        num_target_tokens = 0 if prompt.response is None else len(prompt.response.token_ids)
+        num_target_tokens = sum(len(answer.token_ids) for answer in prompt.targets)  # a pair is never split
         for limit in self.limits:
             longest = max(limit.longest, num_target_tokens)
             if num_tokens + longest > limit.tokens * limit.ranks:
@@ -208,7 +218,7 @@ class RowRenderer:
         media = [black for kind, black in BLANKS.items() if kind in kinds]
         text = fill_template(self.question_template, problem="What is this?", subtitles="")
         row = Row("harmless", "What is this?", "A", reasoning="It is black.")
-        self.family.render(row, text, media, self.response(row) if self.stage == "sft" else None)
+        self.family.render(row, text, media, None if self.stage == "rl" else self.response(row))
 
     def identity(self) -> dict[str, Any]:
         """All that decides, beside row and family, what is shown: options by name, in values that JSON can hold.
@@ -216,7 +226,7 @@ class RowRenderer:
         Stored answers are found by it. Options that change training targets, or only where and when media are decoded,
         are none of it.
         """
-        return {
+        identity = {
             "video": asdict(self.video),
             "question_template": self.question_template,
             "blind": self.blind,
@@ -224,6 +234,9 @@ class RowRenderer:
             "decoder": f"PyAV {av.__version__}",
             "pixel_rules": PIXEL_RULES,
         }
+        if self.shuffle_frames:  # without it, answers stored before there was such an option are found
+            identity["shuffle_frames"] = True
+        return identity
 
     def drops_media(self, row: Row) -> bool:
         """True for a row shown without its media: all are, or it is one of `blind_share` of the training rows."""
@@ -332,6 +345,20 @@ class RowRenderer:
         return replace(outline, source=HeldFrames(frames))
 
 
+def with_rejected(family: RendersPrompts, prompt: Prompt) -> Prompt:
+    """The prompt of a pair with its other answer.
+
+    Raises:
+        UnusableSample: both answers have the same tokens.
+    """
+    assert prompt.row.rejected is not None, "the row is a pair"
+    assert prompt.response is not None, "so it has two answers"
+    ids = family.encode_answer(prompt.row, prompt.row.rejected)
+    if torch.equal(ids, prompt.response.token_ids):
+        raise UnusableSample(None, "its chosen and its rejected answer have the same tokens; leave it out")
+    return replace(prompt, rejected=Continuation(ids))
+
+
 def _too_long(num_prompt_tokens: int, longest: int, limit: LengthLimit) -> str:
     """Why a prompt and what follows it do not fit."""
     problem = length_problem(
@@ -369,7 +396,8 @@ def without_media(row: Row) -> Row:
         texts = [part for part in message["content"] if part["type"] == "text"]
         messages.append({**message, "content": texts})
     blind = replace(row, videos=(), images=(), audios=(), reasoning=None, problem=problem, metadata=metadata)
-    return replace(blind, messages=tuple(messages), response=None, trace=())
+    response = None if row.rejected is None else row.response  # a pair stays one
+    return replace(blind, messages=tuple(messages), response=response, trace=())
 
 
 def files_of(row: Row) -> tuple[str, ...]:

@@ -17,6 +17,10 @@ def row_text(row: Row) -> bytes:
     """What a row says. Folders of media do not count: a data set may be moved."""
     media = [Path(path).name for path in (*row.videos, *row.images, *row.audios)]
     chat: list[Any] = [row.messages, row.response] if row.messages else []
+    if row.rejected is not None:
+        chat.append([row.response, row.rejected])
+    elif row.response is not None and not row.messages:
+        chat.append(row.response)
     for message in row.trace:
         chat.append(
             [{**part, **_name_of(part)} for part in message["content"]] if message["role"] == "tool" else message

@@ -85,6 +85,28 @@ def _decoded(value: Any) -> Any:
     return value
 
 
+def listed_messages(value: Any) -> list[Mapping[str, Any]] | None:
+    """The messages of a field as they are, those of JSON text too; None where it holds something else, or none."""
+    listed = _decoded(value)
+    if isinstance(listed, str) or not isinstance(listed, Sequence) or not listed:
+        return None
+    if not all(isinstance(message, Mapping) and ("role" in message or "from" in message) for message in listed):
+        return None
+    return list(listed)
+
+
+def answer_of_message(message: Mapping[str, Any]) -> str:
+    """The text of an assistant's message, behind its thinking where that stands apart.
+
+    Raises:
+        ValueError: it is somebody else's, empty, or has media or calls.
+    """
+    (plain,) = _messages({"answer": [message]}, "answer")
+    if plain["role"] != "assistant" or plain["tool_calls"]:
+        raise ValueError(f"has an answer that must be a text of the assistant, got {str(message)[:80]}")
+    return _response(plain)
+
+
 def read_conversation(record: Mapping[str, Any], media_root: str | None) -> Conversation:
     """The conversation of a record, with its media as files.
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from longrl.datamodules.media.subtitles import subtitles_below
 from longrl.datamodules.rows.conversations import is_conversation, read_conversation, read_tools, read_trace
+from longrl.datamodules.rows.pairs import is_pair, plain_pair
 from longrl.datamodules.rows.record_media import RecordMedia
 from longrl.datamodules.rows.sources import Record
 from longrl.io.tags import tagged_parts, without_tagged
@@ -39,11 +40,13 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
     `data_type` is `video`, `image` or `audio` must have one. A record of `messages` is read by `chat_row`.
 
     `trace`, turns of the assistant with tools' answers between them, is the SFT target (`traces.py`), and prompts offer
-    `tools`.
+    `tools`. `chosen` is an answer to the letter: the SFT target, or of a pair, whose other answer is `rejected`, the
+    better one; `pairs.py` says in which spellings.
 
     Raises:
         ValueError: a field is missing; the message names the record and the fields it has.
     """
+    record = _with_plain_pair(record, index)
     if "problem" not in record and is_conversation(record):
         return chat_row(record, index, media_root)
     data_type = str(record.get("data_type") or "")
@@ -55,6 +58,7 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
         "category": record.get("problem_type") or data_type,
         "reasoning": record.get("reasoning"),
         "metadata": metadata_field(record, index, media_root),
+        **answer_texts(record),
         **media,
     }
     try:
@@ -65,6 +69,22 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
     if tools:
         fields["metadata"] = fields["metadata"] | {"tools": tools}
     return question_row(record, index, text_field(record, "problem", index), fields)
+
+
+def _with_plain_pair(record: Record, index: int) -> Record:
+    """A record whose pair of answers, if it has one, is in longrl's own spelling."""
+    if not is_pair(record):
+        return record
+    try:
+        return plain_pair(record)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"record {index} (id {record_id(record, index)!r}) {error}") from error
+
+
+def answer_texts(record: Mapping[str, Any]) -> dict[str, str]:
+    """The answers to the letter of a record, as fields of a row."""
+    named = {"response": record.get("chosen"), "rejected": record.get("rejected")}
+    return {name: text for name, text in named.items() if isinstance(text, str)}
 
 
 def open_ended_row(record: Record, index: int, media_root: str | None = None) -> Row:
@@ -78,10 +98,11 @@ def chat_row(record: Record, index: int, media_root: str | None = None) -> Row:
     The assistant's last message is the SFT target or, where tools answer before it, all that follows the last question.
     `answer`, `solution` or `ground_truth` is what RL and evaluation
     judge by; without one it is the target's own answer, and the task `open_ended` unless `task` says which. Of the
-    templates of `data` none is used.
+    templates of `data` none is used. Pairs are read as by `longvideo_reason_row`.
     """
     from longrl.rewards.answers import lenient_text
 
+    record = _with_plain_pair(record, index)
     try:
         chat = read_conversation(record, media_root)
         tools = read_tools(record)
@@ -98,8 +119,8 @@ def chat_row(record: Record, index: int, media_root: str | None = None) -> Row:
         "category": first_field(record, "problem_type", "category"),
         "metadata": metadata_field(record, index, media_root) | ({"tools": tools} if tools else {}),
         "messages": chat.messages,
-        "response": chat.response,
         "trace": chat.trace,
+        **({"response": chat.response} | answer_texts(record)),
         **chat.media,
     }
     return question_row(record, index, chat.question, fields)

@@ -12,11 +12,10 @@ from longrl.datamodules.loading.loader import (
     LoaderOptions,
     PromptStream,
     RenderedRows,
-    RowOrder,
     TrainLoader,
-    permutation,
     usable_items,
 )
+from longrl.datamodules.loading.row_order import RowOrder, permutation
 from longrl.datamodules.loading.skips import SkipLog
 from longrl.datamodules.loading.workers import IPCPayload, SharedMemoryFull
 from longrl.types import Media, Prompt, Row, UnusableSample
