@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 from longrl import types
 from longrl.commands.export import family_of
 from longrl.commands.main import main as longrl_main
-from longrl.datamodules.loading.render import RowRenderer, without_media
+from longrl.datamodules.loading.render import RowRenderer
+from longrl.datamodules.loading.shown_media import without_media
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.rows.question_rows import audio_qa_row, make_rows
 from longrl.datamodules.rows.sources import read_records

@@ -251,6 +251,8 @@ class Prompt:
     def pin_memory(self) -> Prompt:
         """The same with patches in pinned memory, from where a copy to a GPU is not waited for."""
         pinned = replace(self, media=_pinned(self.media))
+        if self.teacher is not None:
+            pinned = replace(pinned, teacher=self.teacher.pin_memory())
         for name in ("response", "rejected"):
             target = getattr(self, name)
             if target is not None:

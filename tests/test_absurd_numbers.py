@@ -12,6 +12,7 @@ from longrl.algorithms.algorithm import Algorithm
 from longrl.algorithms.corrections import GeometricMask, OffPolicySequenceMask, TwoSidedMask
 from longrl.algorithms.distillation import Distillation
 from longrl.algorithms.losses import BoundedK3, Constant, DualClipped, SoftGated, StaleClipped
+from longrl.algorithms.preferences import Preference, SimPO, SmoothedDPO
 from longrl.algorithms.sequence_surrogates import SequenceDualClipped
 from longrl.callbacks.checkpoint import Checkpoint
 from longrl.callbacks.evaluation import EvaluationReport
@@ -27,6 +28,7 @@ from longrl.datamodules.loading.learning_progress import LearningProgress
 from longrl.datamodules.loading.mixing import DataSource
 from longrl.datamodules.loading.pass_rates import PassRates
 from longrl.datamodules.loading.schedules import Schedule
+from longrl.datamodules.loading.teacher_view import TeacherView
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.opening import MediaLimits
 from longrl.datamodules.media.sampling import VideoSampling
@@ -52,6 +54,7 @@ from longrl.engines.vllm import VLLMEngine
 from longrl.evaluation.benchmark import EvaluationConfig
 from longrl.evaluation.endpoint_policy import EndpointPolicy
 from longrl.evaluation.local_policy import LocalPolicy
+from longrl.evaluation.own_answers import ChoiceRules
 from longrl.models.ema import EMASettings
 from longrl.models.lora import LoRASettings
 from longrl.models.qwen3_vl import Qwen3VLFamily
@@ -62,6 +65,7 @@ from longrl.modules.consistency import Consistency
 from longrl.modules.local_teacher import LocalTeacher
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.policy import PolicyModule
+from longrl.modules.server_teacher import ServerTeacher
 from longrl.pipeline import config as pipeline
 from longrl.planning.run_plan import PlanOptions
 from longrl.rewards.judge import Judge
@@ -92,6 +96,7 @@ CLASSES = [
     (PassRates, {}), (LearningProgress, {}), (Curriculum, {"pass_rates": PassRates()}),
     (Schedule, {"steps": [0], "values": [8.0]}),
     (Subtitles, {}), (MediaLimits, {}), (DecodeLimits, {}),
+    (TeacherView, {}), (ServerTeacher, {"urls": "http://127.0.0.1:1", "family": TEXT}),
     (RolloutCallback, {"reward": REWARD}), (Watchdog, {}), (Checkpoint, {}), (Generations, {}), (TerminalView, {}),
     (EvaluationReport, {}), (HFEngine, {}), (VLLMEngine, {}), (VLLMServerEngine, {"urls": "http://127.0.0.1:1"}),
     (RewardTerm, {"function": "longrl.rewards.accuracy"}), (RewardSum, {"terms": REWARD.terms}),
@@ -103,6 +108,7 @@ CLASSES = [
     (OldPolicySettings, {}),
     (RandomWindow, {}), (SlidingWindow, {}), (SD3Family, {"model": "m"}), (WanFamily, {"model": "m"}),
     (DiffusionModule, {"family": SD3Family("m")}), (DiffusionRolloutCallback, {"reward": REWARD}),
+    (Preference, {}), (SmoothedDPO, {}), (SimPO, {}), (ChoiceRules, {}),
     (FrameOrder, {}), (Consistency, {}),
     (PictureGrids, {}), (PromptFiles, {}), (ClipScore, {"folder": "f"}), (MotionAmount, {}), (OcrMatch, {}),
 ]  # fmt: skip
@@ -130,7 +136,10 @@ def given(made, base, name, kind, text):
     return made(**(base | {name: value}))
 
 
-BELOW_0 = "seed init_seed RewardTerm.weight right_short right_full wrong_short wrong_full exceeded num_threads"
+BELOW_0 = """
+seed init_seed RewardTerm.weight right_short right_full wrong_short wrong_full exceeded num_threads
+ChoiceRules.wrong_below min_reward
+"""
 """Options that may be below 0."""
 ZERO = """
 seed init_seed RewardTerm.weight right_short right_full wrong_short wrong_full exceeded retries backoff_s
@@ -145,6 +154,7 @@ max_mismatch max_mean_mismatch
 max_length_ratio max_similarity right_from eval_share sft_share blind_share max_blind_share max_missing_share
 max_failed_share max_skipped_share TwoSidedMask.low GeometricMask.low stale_low stale_high max_kl Distillation.coef
 sft_coef low retry_after memory bonus ratio margin flat_steps decay_per_step max_decay imitation
+ChoiceRules.wrong_below min_reward quality_weight generation_weight gamma label_smoothing
 """
 """Options that may be 0: none of it, switched off, or the least of a measure."""
 ENDLESS = """

@@ -59,7 +59,11 @@ FLOW_NAMES = ("*_flow_grpo.yaml", "*_diffusion_*.yaml", "demo/flow/*.yaml")
 FLOW = sorted(path for pattern in FLOW_NAMES for path in CONFIGS.glob(pattern))
 """Recipes and demos of pictures and videos: tests/diffusion/test_flow_configs.py."""
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path not in FLOW)
-DEMO = sorted(path for folder in ("demo", "demo/qwen3_5", "demo/tools") for path in CONFIGS.glob(f"{folder}/*.yaml"))
+DEMO = sorted(
+    path
+    for folder in ("demo", "demo/distil", "demo/qwen3_5", "demo/tools")
+    for path in CONFIGS.glob(f"{folder}/*.yaml")
+)
 EVALUATIONS = sorted(CONFIGS.glob("eval/*.yaml"))
 KINDS = (
     "algorithm", "async", "curriculum", "data", "environment", "family", "policy", "preference", "reward", "rollout",
@@ -307,7 +311,8 @@ def test_the_options_of_a_recipes_header_exist(path):
 @files(DEMO)
 def test_a_stage_of_the_demo_lies_over_what_all_share(path):
     common = dict.fromkeys((CONFIGS / "demo" / "common.yaml", path.parent / "common.yaml"))
-    cli = built(*(part for file in [*common, path] for part in ("--config", file)))
+    files = [*filter(Path.exists, common), path]
+    cli = built(*(part for file in files for part in ("--config", file)))
     assert rollouts(cli).reward.names == ["accuracy", "think_answer_format"]
     assert cli.config.run_dir == raw(path).get("run_dir", "runs/default")
 
@@ -371,6 +376,11 @@ def test_a_recipe_takes_a_step_with_a_tiny_model(path, tmp_path, videos, sums, c
         tiny += [f"--model.family.init_args.max_pixels={pixels}", "--data.media_root=null"]
     else:
         tiny = [f"--model.family.init_args.model={text_folder(path.stem.split('_')[0][:5])}"]
+    if "teacher" in values["model"]:
+        of_family = [one.removeprefix("--model.family.") for one in tiny if one.startswith("--model.family.")]
+        of_family.append("init_args.random_init=true")
+        tiny += [f"--model.teacher.init_args.family.{option}" for option in of_family]
+        tiny.append("--model.teacher.init_args.init_from=null")
     args = [
         "fit", f"--config={path}", ON_CPU, BY_TRAINER, f"--run_dir={tmp_path}", *tiny,
         "--model.family.init_args.random_init=true", "--model.init_from=null",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from longrl.algorithms import corrections, losses
 from longrl.algorithms.advantages import Outcomes, Selection, group_normalized, keep_all
-from longrl.algorithms.checks import FUNCTIONS, check_decoupled, check_moved, check_steps, check_tokens
+from longrl.algorithms.checks import FUNCTIONS, check_decoupled, check_steps, check_tokens
 from longrl.algorithms.control import EntropyControl, KLControl, MovingReference
 from longrl.algorithms.corrections import Correction
 from longrl.algorithms.losses import AllReduce, Surrogate, Tokens, single_rank
@@ -111,6 +111,11 @@ class Algorithm:
         check_ranges(
             self, "model.algorithm.", kl_coef=NOT_NEGATIVE, entropy_coef=NOT_NEGATIVE, top_entropy_share=(LEAST, 1)
         )
+        if self.kl_control is not None and not self.kl_coef:
+            raise ValueError(
+                "model.algorithm.kl_control multiplies the coefficient that it begins with, and got kl_coef=0; set "
+                "model.algorithm.kl_coef above 0, or kl_control to null"
+            )
         for name in ("clip_low", "clip_high", "correction_cap"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"model.algorithm.{name} must be a number >= 0, got {getattr(self, name)}")
@@ -119,7 +124,6 @@ class Algorithm:
                 f"model.algorithm.advantage_limit must be above 0, or null for none, got {self.advantage_limit}"
             )
         check_decoupled(self)
-        check_moved(self)
 
     def validate(
         self, sampling: SamplingParams, mini_batches: int, max_staleness: int = 0, resamples: bool = True
@@ -144,7 +148,8 @@ class Algorithm:
     @property
     def task_decay(self) -> float | None:
         """Of the averages of tasks' rewards that the advantage reads; None if it reads none."""
-        return getattr(self.advantage, "needs", NO_NEEDS).task_decay
+        needs = getattr(self.advantage, "needs", NO_NEEDS)
+        return needs.task_decay
 
     def token_advantages(
         self,
@@ -174,7 +179,7 @@ class Algorithm:
             parts: as `Outcomes` has them, as are `part_weights` and `gradient_norms`.
             part_weights: of the parts.
             gradient_norms: [N], where the advantage reads them.
-            task_deviations: [P] likewise, of the rewards of each group's task.
+            task_deviations: [P] of the rewards of each group's task, where the advantage asks for a `task_decay`.
 
         Returns:
             [N], completion after completion, in the dtype of the rewards.

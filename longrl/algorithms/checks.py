@@ -45,15 +45,6 @@ def check_decoupled(algorithm: Algorithm) -> None:
     )
 
 
-def check_moved(algorithm: Algorithm) -> None:
-    """Raises ValueError if a control could not move its coefficient."""
-    if algorithm.kl_control is not None and not algorithm.kl_coef:
-        raise ValueError(
-            "model.algorithm.kl_control multiplies the coefficient that it begins with, and got kl_coef=0; set "
-            "model.algorithm.kl_coef above 0, or kl_control to null"
-        )
-
-
 def check_tokens(
     algorithm: Algorithm, sampling: SamplingParams, mini_batches: int, max_staleness: int, resamples: bool
 ) -> None:
@@ -140,15 +131,15 @@ def check_steps(algorithm: Algorithm, num_generations: int, mini_batches: int) -
                 "correction to longrl.algorithms.no_correction, advantage to longrl.algorithms.group_normalized, "
                 "decoupled and greedy_baseline to false"
             )
-    if algorithm.top_entropy_share < 1:
-        raise ValueError(
-            "denoising steps draw from Gaussians of a given deviation, whose entropies are equal, got "
-            f"top_entropy_share={algorithm.top_entropy_share}; set model.algorithm.top_entropy_share to 1"
-        )
     if algorithm.entropy_coef or algorithm.entropy_control is not None:
         raise ValueError(
             "denoising steps are Gaussians of a given deviation, whose entropy no training changes; set "
             "model.algorithm.entropy_coef to 0 and entropy_control to null"
+        )
+    if algorithm.top_entropy_share < 1:
+        raise ValueError(
+            "denoising steps draw from Gaussians of a given deviation, whose entropies are equal, got "
+            f"top_entropy_share={algorithm.top_entropy_share}; set model.algorithm.top_entropy_share to 1"
         )
     if algorithm.fp32_lm_head:
         raise ValueError("a diffusion model has no LM head; set model.algorithm.fp32_lm_head to false")

@@ -51,7 +51,7 @@ class Needs:
     """Squared norms of each token's gradient (longrl/modules/token_statistics.py)."""
     task_decay: float | None = None
     """Of an advantage: that it reads how far the rewards of each task have spread, and the share of the averages that
-    a rollout leaves (longrl/modules/task_deviations.py)."""
+    a rollout leaves."""
 
 
 NO_NEEDS = Needs()

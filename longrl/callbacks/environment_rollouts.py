@@ -56,7 +56,7 @@ class EnvironmentRollouts:
         self.runner = EnvironmentRunner(self.settings, module.family)
         data = data_module_of(trainer)
         tools = self.runner.tools
-        for family in (module.family, module.engine_family, data.renderer.family):
+        for family in (module.family, module.engine_family, *data.renderer.families):
             family.tools = tools
         for dataset in data.datasets.values():
             data.renderer.try_options(dataset.rows)  # again, for only now does the template write of tools

@@ -155,9 +155,8 @@ def take_step(policy: PolicyModule, step: StepRecord, prompts: Sequence[Prompt],
     for packed in micro_batches:
         assert packed is not None, "one rank has no others to wait for"
         watch.packed = packed
-        output = policy.policy(
-            packed, features, policy.temperature, sequence, entropy_gradient=getattr(loss_of, "reads_entropy", False)
-        )
+        options = loss_of.forward_options(packed, packed)
+        output = policy.policy(packed, features, policy.temperature, sequence, **options)
         note_scores(watch, "logp", output.logp)
         note_scores(watch, "entropy", output.entropy)
         result = loss_of(packed.to(policy.device), output)

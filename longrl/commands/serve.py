@@ -22,6 +22,8 @@ from typing import Any, Literal
 
 from longrl.commands.run_parts import RunParts
 from longrl.engines.server_key import KEY_VARIABLE, LOOPBACK, MIN_KEY_CHARACTERS, environment_key, key_file, server_key
+from longrl.engines.server_protocol import OWN_WEIGHTS
+from longrl.engines.server_scores import MAX_TOP
 from longrl.engines.vllm_options import INSTALL, VERSION, check_head_dtypes, engine_arguments, model_length
 from longrl.engines.weight_adapters import adapter_options
 from longrl.engines.weight_files import default_folder
@@ -65,6 +67,9 @@ class ServerOptions:
     """For trainers that send what changed in weights: those of before are kept here, on this machine."""
     lora: Literal["merged", "adapters"] = "merged"
     """adapters: they are given to vLLM beside the weights, as the engine's lora of the run says."""
+    weights: Literal["run", "family"] = "run"
+    """run: none until a trainer sends its own. family: those that model.family names, for good: a teacher that scores
+    what others sample (longrl.modules.server_teacher.ServerTeacher)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of vLLM's server, e.g. {"tensor_parallel_size": 4}."""
 
@@ -72,6 +77,8 @@ class ServerOptions:
         check_ranges(self, "--", port=(1, 65_535), max_model_len=COUNT, max_num_seqs=COUNT)
         check_ranges(self, "--", gpu_memory_utilization=(0.01, 1), kv_cache_gib=NOT_NEGATIVE)
         check_ranges(self, "--", feature_cache_gib=NOT_NEGATIVE, max_request_gib=(1e-6, 1e6))
+        if self.weights == "family" and self.lora == "adapters":
+            raise ValueError("--weights=family keeps the model's own weights; set --lora to merged")
 
 
 def main(args: Sequence[str]) -> None:
@@ -156,6 +163,7 @@ def server_arguments(family: CausalFamily, options: ServerOptions, key: str) -> 
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     chosen = {
         **engine_arguments(family, options),
+        **(of_own_weights(options) if options.weights == "family" else {}),
         **(adapter_options(family) if options.lora == "adapters" else {}),
         "worker_extension_cls": EXTENSION,
         "host": options.host,
@@ -168,6 +176,11 @@ def server_arguments(family: CausalFamily, options: ServerOptions, key: str) -> 
             raise ValueError(f"--options has {name!r}, which vllm's server does not know; see `vllm serve --help`")
         setattr(arguments, name, value)
     return arguments
+
+
+def of_own_weights(options: ServerOptions) -> dict[str, Any]:
+    """Options of a server that scores by the family's own weights."""
+    return {"load_format": "auto", "max_logprobs": MAX_TOP} | options.options
 
 
 async def _serve(family: CausalFamily, options: ServerOptions, arguments: argparse.Namespace, key: str) -> None:
@@ -203,6 +216,8 @@ async def _serve(family: CausalFamily, options: ServerOptions, arguments: argpar
                 takes_adapters=options.lora == "adapters",
                 num_workers=parallel.world_size * parallel.data_parallel_size,
             )
+            if options.weights == "family":
+                routes.held.version = OWN_WEIGHTS
             after.callback(routes.held.close)
             app.include_router(routes.router())
             # Around all of vLLM's middleware, whose own check guards some of its routes only and lets OPTIONS through.

@@ -36,6 +36,7 @@ from longrl.datamodules.loading.row_checks import unusable_rows
 from longrl.datamodules.loading.row_order import RowOrder, RowSequence
 from longrl.datamodules.loading.schedules import StepBudgets, frames_multiple_of
 from longrl.datamodules.loading.skips import SkipLog
+from longrl.datamodules.loading.teacher_view import TeacherPrompts, TeacherView, teacher_prompts
 from longrl.datamodules.loading.workers import MIB, warn_of_small_shared_memory
 from longrl.datamodules.media.media_roots import ANYWHERE, MediaRoots
 from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS, MediaLimits
@@ -80,6 +81,8 @@ class LongVideoReason(StreamedData):
         answer_template: SFT target of a row without reasoning.
         video: which frames of a video are read.
         subtitles: which subtitles of a video are shown.
+        teacher_view: what a teacher (`model.teacher`) is shown of training rows where it sees more than the policy:
+            more frames, subtitles, or by its own question the answer. By default it sees the same.
         blind: leave all media out, to see what the text alone gives away.
         blind_share: share of the training rows without their media and reasoning, so that the model can answer, by
             guessing, when it sees nothing; which rows is decided by their ids.
@@ -132,6 +135,7 @@ class LongVideoReason(StreamedData):
         answer_template: str = "{answer}",
         video: VideoSampling = DEFAULT_SAMPLING,
         subtitles: Subtitles = NO_SUBTITLES,
+        teacher_view: TeacherView | None = None,
         blind: bool = False,
         blind_share: float = 0.0,
         prompts_per_batch: int = 8,
@@ -192,6 +196,7 @@ class LongVideoReason(StreamedData):
         named = {row_function, *(one.row_function for one in chain(*self.sources.values()) if one.row_function)}
         self.row_functions = {path: import_function(path, "data.row_function", ROW_ARGUMENTS) for path in named}
         self.row_function = row_function
+        self.teacher_view = teacher_view
         self.prompts_per_batch = prompts_per_batch
         self.eval_prompts_per_batch = eval_prompts_per_batch
         self.seed = seed
@@ -246,7 +251,17 @@ class LongVideoReason(StreamedData):
         if self.trainer is not None:
             on_gpu = self.trainer.strategy.root_device.type == "cuda"
             self.loader_options = replace(self.loader_options, pin_memory=on_gpu)
+        self.renderer.teacher = self._teacher_prompts(parallel.compute_dtype) if stage == "fit" else None
         super().setup(stage)
+
+    def _teacher_prompts(self, compute_dtype: str | None) -> TeacherPrompts | None:
+        """What makes the prompts of the run's teachers, where they differ from the policy's."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        distiller = getattr(module, "distiller", None)  # of a policy; other modules have none
+        teachers = [] if distiller is None else distiller.teachers
+        if self.teacher_view is not None and not teachers:
+            logger.warning("data.teacher_view does nothing in a run without model.teacher")
+        return teacher_prompts(teachers, self.renderer, self.teacher_view, compute_dtype)
 
     @override
     def read_split(self, split: Split) -> None:
@@ -281,16 +296,22 @@ class LongVideoReason(StreamedData):
             writes_known=self.trainer is None or self.trainer.is_global_zero,
             writes=self._parallel().sp_group.rank == 0,
         )
+        render = replace(self.renderer)
+        if split != "train":  # nothing is taught
+            render = replace(render, blind_share=0.0, teacher=None)
         # Records that gave no row have negative indices, apart from those of rows.
         unusable = [UnusableSample(None, str(error), -1 - index, f"record {index}") for index, error in errors]
         if not self.renderer.blind:
             of_sources = zip(self.sources[split], self._sizes[split], strict=True)
             roots = [one_root for one, size in of_sources for one_root in [self._roots([one])] * size]
-            unusable += unusable_rows(rows, self.renderer, self.check_files, roots, skips.allowed)
+            unusable += unusable_rows(rows, render, self.check_files, roots, skips.allowed)
         skips.add_known(unusable)
-        self.renderer.try_options(rows)
-        blind_share = self.renderer.blind_share if split == "train" else 0.0
-        self.datasets[split] = RenderedRows(rows, replace(self.renderer, blind_share=blind_share))
+        render.try_options(rows)
+        if render.teacher is not None and self.teacher_view is not None:
+            self.teacher_view.check_rows(rows, render.question_template)
+            if self.teacher_view.subtitles is not None:
+                log_subtitles(split, rows, self.teacher_view.subtitles)
+        self.datasets[split] = RenderedRows(rows, render)
         without = sum(not (row.reasoning or row.trace) and row.response is None for row in rows)
         if self.renderer.stage == "sft" and without:
             logger.info("%d of %d %s rows have no reasoning: they teach the answer alone", without, len(rows), split)
@@ -333,9 +354,7 @@ class LongVideoReason(StreamedData):
     def limit_lengths(self, limits: Sequence[LengthLimit], splits: Sequence[Split]) -> None:
         """From now on, longer prompts of these splits are skipped: update or engine could not take them."""
         for split in self.datasets.keys() & splits:
-            renderer = self._renderer(split)
-            known = dict.fromkeys((*renderer.limits, *limits))  # a second stage says the same again
-            self.datasets[split].render = replace(renderer, limits=tuple(known))
+            self.datasets[split].render = self._renderer(split).with_limits(limits)
 
     def _renderer(self, split: Split) -> RowRenderer:
         """What makes prompts of a split that was read."""
@@ -347,7 +366,8 @@ class LongVideoReason(StreamedData):
 
     @override
     def start_stream(self) -> None:
-        self.renderer.family.load_processing()
+        for family in self.renderer.families:
+            family.load_processing()
         rank, world_size = self.data_parallel()
         dataset = self.datasets["train"]
         num_workers = self.loader_options.num_workers
@@ -385,13 +405,16 @@ class LongVideoReason(StreamedData):
         return module.steps_per_rollout if module is not None and self.renderer.stage == "rl" else 1
 
     def _most_held_bytes(self) -> float:
-        """Most that the frames of a video may take in a loader's memory, three bytes a pixel."""
+        """Most that the frames of a video may take in a loader's memory, three bytes a pixel, a teacher's with them."""
         limit = self.renderer.decoding.max_held_mib * MIB
-        pixels = getattr(self.renderer.family, "max_pixels", None)
-        if pixels is None:
-            return limit
-        num_frames = self.renderer.video.num_frames or self.renderer.video.max_frames
-        return min(limit, 3 * pixels * num_frames)
+        view = None if self.teacher_view is None else self.teacher_view.video
+        samplings = [self.renderer.video, view or self.renderer.video]
+        held = 0.0
+        for family, video in zip(self.renderer.families, samplings, strict=False):
+            pixels = getattr(family, "max_pixels", None)
+            num_frames = video.num_frames or video.max_frames
+            held += limit if pixels is None else min(limit, 3 * pixels * num_frames)
+        return held
 
     def _parallel(self) -> Parallel:
         """The ranks of the run, as its strategy told the module that is trained."""

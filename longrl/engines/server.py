@@ -100,13 +100,7 @@ class VLLMServerEngine(VLLMRollouts):
         times = {"timeout_s": SECONDS, "start_timeout_s": SECONDS_OR_ZERO, "transfer_timeout_s": SECONDS}
         times |= {"recover_timeout_s": SECONDS_OR_ZERO, "transfer_port": (0, 65_535)}
         check_ranges(locals(), "the engine's ", **times, shard_mib=COUNT, bucket_mib=COUNT, retries=NOT_NEGATIVE)
-        addresses = [urls] if isinstance(urls, str) else list(urls)
-        if not addresses:
-            raise ValueError("urls of VLLMServerEngine must name a server, got none; e.g. http://127.0.0.1:8000")
-        self.clients = [ServerClient(url, timeout_s, retries) for url in addresses]
-        url, count = Counter(client.url for client in self.clients).most_common(1)[0]
-        if count > 1:
-            raise ValueError(f"urls of VLLMServerEngine must name each server once, got {url} {count} times")
+        self.clients = make_clients(urls, "VLLMServerEngine", timeout_s, retries)
         self.pool = ServerPool(self.clients, recover_timeout_s, self._resend)
         folder = Path(weights_folder) if weights_folder else default_folder()
         self._sender: WeightSender
@@ -161,7 +155,7 @@ class VLLMServerEngine(VLLMRollouts):
             )
         for number, info in found.items():
             if not isinstance(info, str):
-                _check_server(self.clients[number].url, info, family)
+                check_server(self.clients[number].url, info, family)
         self._info = described[0] | {"max_model_len": min(info["max_model_len"] for info in described)}
 
     def _look(self, world: Axis) -> dict[int, dict[str, Any] | str]:
@@ -241,7 +235,7 @@ class VLLMServerEngine(VLLMRollouts):
             found = self._look(world)
             for number, info in found.items():
                 if not isinstance(info, str):  # whoever lost it: what one rank raises all must raise
-                    _check_server(self.clients[number].url, info, family)
+                    check_server(self.clients[number].url, info, family)
             network_loop().run(self.pool.adopt(found))
             there = {number: info for number, info in found.items() if not isinstance(info, str)}
             if there:
@@ -310,7 +304,19 @@ class VLLMServerEngine(VLLMRollouts):
             yield requests
 
 
-def _check_server(url: str, info: Mapping[str, Any], family: CausalFamily) -> None:
+def make_clients(urls: Sequence[str] | str, owner: str, timeout_s: float, retries: int) -> list[ServerClient]:
+    """A client for each of the servers that `owner` names."""
+    addresses = [urls] if isinstance(urls, str) else list(urls)
+    if not addresses:
+        raise ValueError(f"urls of {owner} must name a server, got none; e.g. http://127.0.0.1:8000")
+    clients = [ServerClient(url, timeout_s, retries, owner) for url in addresses]
+    url, count = Counter(client.url for client in clients).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"urls of {owner} must name each server once, got {url} {count} times")
+    return clients
+
+
+def check_server(url: str, info: Mapping[str, Any], family: CausalFamily) -> None:
     """Raises ValueError if a server is another vLLM, or serves another model."""
     if info["vllm"].split("+")[0] != VERSION:
         raise ValueError(f"the server at {url} runs vllm {info['vllm']}; install {VERSION} there, as longrl needs")

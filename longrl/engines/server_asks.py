@@ -11,7 +11,7 @@ from typing import Any
 from typing_extensions import override
 
 from longrl.engines import server_protocol as protocol
-from longrl.engines.server_client import SERVER_LOST, ServerFailed
+from longrl.engines.server_client import SERVER_LOST, ServerClient, ServerFailed
 from longrl.engines.server_pool import PooledServer, ServerPool
 from longrl.engines.turn_requests import ContinuousRequests
 from longrl.engines.vllm_options import Fields
@@ -48,8 +48,8 @@ class PooledRollout:
         Raises:
             ServersLost: no server is left.
         """
-        network_loop().run(self._answer(range(len(self._requests))))
-        return [self._answers[index] for index in range(len(self._requests))]
+        network_loop().run(self._answer(range(len(self._params))))
+        return [self._answers[index] for index in range(len(self._params))]
 
     async def _answer(self, indices: Sequence[int]) -> None:
         parts = await self._pool.split(indices, [self._params[index]["n"] for index in indices])
@@ -62,17 +62,10 @@ class PooledRollout:
 
     async def _ask(self, server: PooledServer, part: Sequence[int]) -> None:
         """One message to one server."""
-        params = [self._params[index] for index in part]
-        count = sum(each["n"] for each in params)
+        count = sum(self._params[index]["n"] for index in part)
         try:
             async with self._pool.asked(server, count):
-                _, groups = await server.client.generate_async(
-                    self._version,
-                    [self._requests[index] for index in part],
-                    params,
-                    names=[self._names[index] for index in part],
-                    retries=None if len(self._pool.servers) == 1 else 0,
-                )
+                groups = await self._send(server.client, part, None if len(self._pool.servers) == 1 else 0)
         except SERVER_LOST as error:
             self._pool.leave_out(server, error)
             self._num_failures += isinstance(error, ServerFailed)
@@ -82,6 +75,14 @@ class PooledRollout:
             await self._answer(part)
             return
         self._answers |= dict(zip(part, groups, strict=True))
+
+    async def _send(self, client: ServerClient, part: Sequence[int], retries: int | None) -> list[Any]:
+        """The answer to each request of a part."""
+        requests = [self._requests[index] for index in part]
+        params = [self._params[index] for index in part]
+        names = [self._names[index] for index in part]
+        _, groups = await client.generate_async(self._version, requests, params, names=names, retries=retries)
+        return groups
 
 
 class PooledRequests(ContinuousRequests):

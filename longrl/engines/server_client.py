@@ -55,12 +55,14 @@ class ServerClient:
         url: e.g. `http://127.0.0.1:8000`.
         timeout_s: of one answer, all of it; a request that takes longer is an error.
         retries: further attempts where the server cannot be reached or is busy, after 1, 2, 4... seconds.
+        owner: what has these options, for errors.
     """
 
-    def __init__(self, url: str, timeout_s: float, retries: int) -> None:
+    def __init__(self, url: str, timeout_s: float, retries: int, owner: str = "VLLMServerEngine") -> None:
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"urls of VLLMServerEngine must begin with http:// or https://, got {url!r}")
-        check_no_password(url, "urls of VLLMServerEngine")
+            raise ValueError(f"urls of {owner} must begin with http:// or https://, got {url!r}")
+        check_no_password(url, f"urls of {owner}")
+        self.owner = owner
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self.retries = retries
@@ -190,15 +192,7 @@ class ServerClient:
         message = {"version": version, "requests": text, "tensors": list(tensors), "params": list(params)}
         message |= {"sender": sender} if sender else {}
         message |= {"names": [name[: protocol.MAX_NAME] for name in names]} if names else {}
-        brought: dict[str, Tensor] = {}
-        while True:
-            answer = await self._ask(message, brought, retries)
-            if "missing" not in answer:
-                break
-            lacking = set(answer["missing"]) & (tensors.keys() - brought.keys())
-            if not lacking:
-                raise RuntimeError(f"{self._garbage()} it misses tensors that no request has: {answer['missing']}")
-            brought |= {name: tensors[name] for name in lacking}
+        answer = await self._ask_with(message, tensors, "/generate", retries)
         # 2. The answer must be by the weights, and have the completions, that were asked for.
         found = answer.get("version")
         if not isinstance(found, str) or not protocol.is_asked(found, version):
@@ -212,9 +206,53 @@ class ServerClient:
             raise RuntimeError(f"{self._garbage()} completions per prompt: {counts}")
         return found, completions
 
-    async def _ask(self, message: dict[str, Any], tensors: Mapping[str, Tensor], retries: int | None) -> dict[str, Any]:
+    async def score_async(
+        self,
+        requests: Sequence[dict[str, Any]],
+        counts: Sequence[int],
+        groups: Sequence[int],
+        top_k: int,
+        retries: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """What a server of its own weights says of the last tokens of each request; see `server_scores`.
+
+        Args:
+            requests: prompts with what follows them; see `server_protocol`.
+            counts: tokens of each that are scored.
+            groups: numbers of neighbouring requests with one prompt.
+            top_k: of the likeliest tokens.
+            retries: instead of the client's.
+        """
+        tensors: dict[str, Tensor] = {}
+        text = await asyncio.to_thread(protocol.dump_requests, requests, tensors)
+        message = {"version": protocol.OWN_WEIGHTS, "requests": text, "tensors": list(tensors)}
+        message |= {"counts": list(counts), "groups": list(groups), "top_k": top_k}
+        answer = await self._ask_with(message, tensors, "/score", retries)
+        scores = answer.get("scores")
+        lengths = [len(each["logprobs"]) for each in scores] if isinstance(scores, list) else None
+        if lengths != list(counts):
+            raise RuntimeError(f"{self._garbage()} scored tokens per request: {lengths}")
+        return list(scores)
+
+    async def _ask_with(
+        self, message: dict[str, Any], tensors: Mapping[str, Tensor], path: str, retries: int | None
+    ) -> dict[str, Any]:
+        """The answer to a message, once the server has been brought what it lacks of some tensors."""
+        brought: dict[str, Tensor] = {}
+        while True:
+            answer = await self._ask(message, brought, retries, path)
+            if "missing" not in answer:
+                return answer
+            lacking = set(answer["missing"]) & (tensors.keys() - brought.keys())
+            if not lacking:
+                raise RuntimeError(f"{self._garbage()} it misses tensors that no request has: {answer['missing']}")
+            brought |= {name: tensors[name] for name in lacking}
+
+    async def _ask(
+        self, message: dict[str, Any], tensors: Mapping[str, Tensor], retries: int | None, path: str = "/generate"
+    ) -> dict[str, Any]:
         body = await asyncio.to_thread(protocol.pack_message, message, tensors)
-        return await self.send_async("POST", "/generate", body, accepted=protocol.MISSING, retries=retries)
+        return await self.send_async("POST", path, body, accepted=protocol.MISSING, retries=retries)
 
     async def _bring(self, version: str, tensors: Mapping[str, Tensor], retries: int | None) -> None:
         """Gives the server what it lacks of some tensors, by a message that asks for no completion."""
@@ -276,7 +314,7 @@ class ServerClient:
             except (TimeoutError, httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
                 raise TimeoutError(
                     f"the server at {self.url} did not answer {path} within timeout_s={self.timeout_s:g}; raise "
-                    f"timeout_s of VLLMServerEngine if rollouts take longer, or look into the server's log"
+                    f"timeout_s of {self.owner} if rollouts take longer, or look into the server's log"
                 ) from error
             except ReplyRefused as error:
                 raise RuntimeError(f"{self._garbage()} {error}") from error
@@ -286,7 +324,7 @@ class ServerClient:
                     continue
                 raise ConnectionError(
                     f"the vLLM server at {self.url} cannot be reached, or died ({problem}, attempts: {attempts}); "
-                    f"its log says why. Check urls of VLLMServerEngine, or {RESUME}"
+                    f"its log says why. Check urls of {self.owner}, or {RESUME}"
                 ) from error
             if reply.status_code not in BUSY:
                 break
@@ -320,7 +358,7 @@ class ServerClient:
                 "`python -m longrl serve --config ...` with the run's config"
             )
         if reply.status_code in BUSY:
-            return ConnectionError(f"{message}, after {self.retries + 1} attempts; raise retries of VLLMServerEngine")
+            return ConnectionError(f"{message}, after {self.retries + 1} attempts; raise retries of {self.owner}")
         if reply.status_code < 500:
             return ValueError(message)
         return ServerFailed(f"{message}. If the server ended, {RESUME}")

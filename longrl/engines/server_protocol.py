@@ -27,6 +27,8 @@ PREFIX = "/v1/longrl"
 """Under /v1, as vLLM's own routes."""
 NO_VERSION = "none"
 """Version of random weights, and of ones that were half loaded."""
+OWN_WEIGHTS = "own"
+"""Version of the weights of the model's own folder: a server that scores for others holds them for good."""
 ANY_STEP = "*"
 """Of a version `RUN:*`: whichever of the run's weights the server holds; the answer says which."""
 MISSING = 409
@@ -224,9 +226,7 @@ def check_message(message: Any) -> None:
     for name in message.get("names", ()):
         if not isinstance(name, str) or len(name) > MAX_NAME:
             raise ValueError(f"names of a message must be texts of at most {MAX_NAME} characters")
-    for name in message["tensors"]:
-        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
-            raise ValueError(f"tensors of a message must be hashes of 32 digits, got {str(name)[:40]!r}")
+    check_tensor_names(message["tensors"])
     for params in message["params"]:
         others = sorted(map(str, params.keys() - SAMPLING)) if isinstance(params, dict) else ["no mapping"]
         if others:
@@ -236,6 +236,13 @@ def check_message(message: Any) -> None:
         raise ValueError(
             f"n of params must be positive, and {MAX_COMPLETIONS} at most over all prompts, got {counts[:5]}"
         )
+
+
+def check_tensor_names(names: Sequence[Any]) -> None:
+    """Raises ValueError if names of tensors are no hashes."""
+    for name in names:
+        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+            raise ValueError(f"tensors of a message must be hashes of 32 digits, got {str(name)[:40]!r}")
 
 
 def run_of(version: str) -> str:

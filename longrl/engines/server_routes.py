@@ -10,7 +10,7 @@ import contextlib
 import json
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from longrl.engines import server_protocol as protocol
 from longrl.engines.server_requests import RunningRequests, unless_hung_up
+from longrl.engines.server_scores import ServerScores, check_score_message
 from longrl.engines.vllm_options import completion_fields
 from longrl.engines.vllm_turns import SAMPLED_PLACEHOLDERS, restore_placeholders
 from longrl.engines.weight_orders import HeldWeights, refusal as _refusal, reply as _reply
@@ -91,6 +92,7 @@ class RolloutRoutes:
         # Of requests that are being answered, so that those with the same features have one tensor.
         self._joined: WeakValueDictionary[tuple[str, ...], Tensor] = WeakValueDictionary()
         self._running = RunningRequests()
+        self._scores = ServerScores(engine, self._render, self.sampling)
 
     @property
     def _version(self) -> str:
@@ -102,6 +104,7 @@ class RolloutRoutes:
         router.include_router(self.held.router())
         router.add_api_route("/info", self.info, methods=["GET"])
         router.add_api_route("/generate", self.generate, methods=["POST"])
+        router.add_api_route("/score", self.score, methods=["POST"])
         router.add_api_route("/cut", self.cut, methods=["POST"])
         return router
 
@@ -124,6 +127,11 @@ class RolloutRoutes:
         body = await raw_request.body()
         return await unless_hung_up(self._generate(body), raw_request)
 
+    async def score(self, raw_request: Request) -> Response:
+        """Log-probabilities of given tokens (`server_scores`); ends when the trainer hangs up."""
+        body = await raw_request.body()
+        return await unless_hung_up(self._score(body), raw_request)
+
     async def cut(self, raw_request: Request) -> Response:
         """Ends what is being sampled for `sender`; those completions are answered as far as they have come."""
         try:
@@ -133,11 +141,13 @@ class RolloutRoutes:
         await self.engine.abort(ids)
         return _reply({"cut": len(ids)})
 
-    async def _generate(self, body: bytes) -> Response:
-        # 1. Weights and tensors must be here.
+    async def _read(
+        self, body: bytes, check: Callable[[Any], None]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]] | Response:
+        """A message and its requests, once weights and tensors are here; or what is to be answered instead."""
         try:
             message, brought = await asyncio.to_thread(protocol.unpack_message, body)
-            protocol.check_message(message)
+            check(message)
         except ValueError as error:
             return _refusal(400, str(error))
         asked = message["version"]
@@ -147,9 +157,32 @@ class RolloutRoutes:
         tensors, missing = self.store.find(message["tensors"], brought)
         if missing:
             return _reply({"missing": missing}, protocol.MISSING)
+        try:
+            return message, protocol.load_requests(message["requests"], tensors, self.feature_size, self._joined)
+        except ValueError as error:
+            return _refusal(400, str(error))
+
+    async def _score(self, body: bytes) -> Response:
+        read = await self._read(body, check_score_message)
+        if isinstance(read, Response):
+            return read
+        message, requests = read
+        try:
+            asked = (message["counts"], message["groups"], message["top_k"])
+            scores = await self._scores.score(requests, *asked)
+        except ValueError as error:
+            return _refusal(400, str(error))
+        return _reply({"version": self._version, "scores": scores})
+
+    async def _generate(self, body: bytes) -> Response:
+        # 1. Weights and tensors must be here.
+        read = await self._read(body, protocol.check_message)
+        if isinstance(read, Response):
+            return read
+        message, requests = read
+        asked = message["version"]
         # 2. All prompts at once: vLLM batches them.
         try:
-            requests = protocol.load_requests(message["requests"], tensors, self.feature_size, self._joined)
             names = message.get("names") or [""] * len(requests)
             asks = list(zip(requests, message["params"], names, strict=True))
         except ValueError as error:

@@ -24,7 +24,7 @@ from longrl.environments.trajectory import Answer, Trajectory
 from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
 from longrl.models.engine_adapter import EngineAdapter
-from longrl.types import Observed, SamplingParams
+from longrl.types import Observed, Prompt, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -181,9 +181,22 @@ def turn_request(family: EngineAdapter, trajectory: Trajectory, features: Mappin
     A placeholder token that the policy has sampled is a token as any other. vLLM puts media where it finds
     placeholders, the first ones first, so such a token is given as another one until that is done (`render_request`).
     """
-    prompt = trajectory.so_far()
-    in_prompt = torch.zeros(len(trajectory.prompt.input_ids), dtype=torch.bool)
-    sampled = torch.cat([in_prompt, trajectory.sampled_mask])  # [T + S]
+    return request_of(family, trajectory.so_far(), trajectory.sampled_mask, features)
+
+
+def request_of(
+    family: EngineAdapter, prompt: Prompt, sampled_mask: Tensor, features: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """A prompt as vLLM takes it that ends in what a policy sampled and was shown.
+
+    Args:
+        family: of the model.
+        prompt: with all tokens so far.
+        sampled_mask: [S] of the last ones, True where a token was sampled.
+        features: of all media.
+    """
+    in_prompt = torch.zeros(len(prompt.input_ids) - len(sampled_mask), dtype=torch.bool)
+    sampled = torch.cat([in_prompt, sampled_mask])  # [T + S]
     placeholders = torch.tensor(list(family.media_token_ids().values()), dtype=torch.int64)
     hidden = sampled & torch.isin(prompt.input_ids, placeholders)  # [T + S]
     if not hidden.any():

@@ -129,6 +129,8 @@ class HeldWeights:
     async def take(self, raw_request: Request) -> Response:
         """Does what an order says with weights."""
         body = await raw_request.body()
+        if self.version == protocol.OWN_WEIGHTS:
+            return refusal(403, "the server was started with --weights family and takes no others; start one without")
         try:
             order = read_order(body)
             if "changes" in order:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from longrl.datamodules.loading.render import KnowsFeatures, RowRenderer, files_of
+from longrl.datamodules.loading.render import KnowsFeatures, RowRenderer
+from longrl.datamodules.loading.shown_media import files_of
 from longrl.datamodules.media.frame_lists import frame_files
 from longrl.datamodules.media.subtitles import subtitle_files
 from longrl.io.append_log import AppendLog

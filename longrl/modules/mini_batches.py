@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol
+from typing import Any, Generic, Protocol
 
 import torch
 from torch import Tensor
@@ -298,9 +298,18 @@ class TokenLoss(Protocol):
     def tensors(self) -> dict[str, Tensor]:
         """All that the loss reads beside tokens, by name."""
 
+    def forward_options(self, packed: Packed | None, here: Packed) -> dict[str, Any]:
+        """What the policy's forward pass is told of a micro-batch, for most losses nothing.
+
+        Args:
+            packed: on the host; None of a micro-batch to wait through.
+            here: the same on the device.
+        """
+        return {}
+
 
 @dataclass(frozen=True)
-class RolloutLoss:
+class RolloutLoss(TokenLoss):
     """The algorithm's objective on a mini-batch of rollouts."""
 
     algorithm: Algorithm
@@ -309,11 +318,6 @@ class RolloutLoss:
     """Also told of every token's log-probability, in the first update on a rollout."""
     entropies: list[Tensor] = field(default_factory=list)
     """Gets the mean entropies of each micro-batch's completions."""
-
-    @property
-    def reads_entropy(self) -> bool:
-        """True if entropies must carry a gradient."""
-        return self.algorithm.entropy_coef > 0
 
     def __call__(self, packed: Packed, output: PolicyOutput) -> LossOutput:
         """See `TokenLoss`."""
@@ -340,13 +344,13 @@ class RolloutLoss:
         self.entropies.append(of_completions)
         entropy = (output.entropy * weights).sum()
         metrics = {"entropy": entropy.detach(), **result.metrics}
-        if mini_batch.reward_kl is not None:
-            metrics["kl_ref"] = (mini_batch.reward_kl[rows] * weights).sum()
         if mini_batch.high_entropy is not None:
             metrics["entropy_threshold"] = (mini_batch.high_entropy.threshold * weights).sum()
             metrics["high_entropy_share"] = (mini_batch.high_entropy.chosen[rows] * weights).sum()
+        if mini_batch.reward_kl is not None:
+            metrics["kl_ref"] = (mini_batch.reward_kl[rows] * weights).sum()
         loss = result.loss
-        if self.reads_entropy:
+        if self.algorithm.entropy_coef > 0:
             loss = loss - self.algorithm.entropy_coef * entropy
         return LossOutput(loss, metrics)
 
@@ -356,6 +360,10 @@ class RolloutLoss:
         if self.mini_batch.high_entropy is None:
             return advantages
         return advantages.where(self.mini_batch.high_entropy.chosen[rows], 0.0)
+
+    def forward_options(self, packed: Packed | None, here: Packed) -> dict[str, Any]:
+        """See `TokenLoss`: a bonus needs the entropies' gradient."""
+        return {"entropy_gradient": self.algorithm.entropy_coef > 0}
 
     def tensors(self) -> dict[str, Tensor]:
         """See `TokenLoss`."""

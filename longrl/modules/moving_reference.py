@@ -27,6 +27,15 @@ def moving_reference_of(model: nn.Module, rule: MovingReference | None) -> EMAWe
     return None if rule is None else EMAWeights(model, rule)
 
 
+def check_reference(rule: MovingReference | None, is_needed: bool) -> None:
+    """Raises ValueError if a reference is to move that nothing needs."""
+    if rule is not None and not is_needed:
+        raise ValueError(
+            "model.algorithm.moving_reference moves what the KL penalty compares with, and kl_coef=0 has none; set "
+            "model.algorithm.kl_coef above 0, or moving_reference to null"
+        )
+
+
 @contextlib.contextmanager
 def swapped(weights: EMAWeights, policy: RootModule) -> Iterator[None]:
     """Inside, `policy` computes with other weights than its own, which are back afterwards to the last bit."""

@@ -32,7 +32,7 @@ from longrl.modules.mini_batches import FlatGroups, RolloutLoss, TokenLoss, flat
 from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.preference_loss import RewardShift
-from longrl.modules.preference_step import check_stage, preference_step, preference_validation
+from longrl.modules.preference_step import preference_step, preference_validation, warn_without_pairs
 from longrl.modules.scoring import PackedScoring, TokenScores, all_media as all_media
 from longrl.modules.sft_step import sft_step, sft_validation
 from longrl.modules.skipped_steps import text_record
@@ -168,7 +168,7 @@ class PolicyModule(TrainedModule):
             limit = micro_batch_limit(self.max_tokens_per_micro_batch, self.parallel.degrees)
             data_module_of(self.trainer).limit_lengths([limit], ("train", "val"))
         if stage == "fit":
-            check_stage(self)
+            warn_without_pairs(self)
 
     @override
     def build_model(self) -> nn.Module:
@@ -354,8 +354,7 @@ class PolicyModule(TrainedModule):
         for packed in micro_batches:
             PULSE.beats += 1
             here = self.scoring.on_device(packed)
-            options = loss.forward_options(packed, here) if isinstance(loss, DistilledLoss) else {}
-            options["entropy_gradient"] = getattr(loss, "reads_entropy", False)
+            options = loss.forward_options(packed, here)
             output: PolicyOutput = self.policy(here, features, self.temperature, sequence, **options)
             loads.add(output.load, counts=packed is not None)
             if packed is None:  # this rank only helps the others to gather weights and to sum gradients

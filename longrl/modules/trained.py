@@ -30,6 +30,7 @@ from longrl.modules.initial_weights import check_resumed_weights
 from longrl.modules.metric_means import MetricMeans
 from longrl.modules.mini_batches import FlatGroups, MiniBatch
 from longrl.modules.moving_reference import (
+    check_reference,
     complete,
     has_reference,
     holds_reference,
@@ -236,14 +237,10 @@ class TrainedModule(ParallelModule, abc.ABC):
                 f"{type(self.trainer.strategy).__name__}; set trainer.strategy to "
                 "longrl.strategies.mr_sp.MRSPStrategy, or trainer.devices to 1"
             )
+        if stage == "fit":
+            check_reference(self.algorithm.moving_reference, self.needs_reference())
         if stage == "fit" and self.is_rl():
             refuse_dropout(self.family.lora)
-        if stage == "fit" and self.algorithm.moving_reference is not None and not self.needs_reference():
-            raise ValueError(
-                "model.algorithm.moving_reference moves what a penalty compares with, and nothing in this run is "
-                f"compared with a reference, got kl_coef={self.algorithm.kl_coef:g}; set model.algorithm.kl_coef above "
-                "0 in RL, or moving_reference to null"
-            )
 
     @override
     def configure_model(self) -> None:

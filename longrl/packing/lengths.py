@@ -24,6 +24,8 @@ class LengthLimit:
     """Tokens of the longest completion that may follow; an SFT target counts with its own."""
     ranks: int = 1
     """That share a sequence."""
+    of_update: bool = False
+    """Of forward passes of the trainer, so of prompts, too, that nothing is sampled behind: a teacher's."""
 
 
 def micro_batch_limit(max_tokens: int, degrees: Iterable[int], longest: int = 0) -> LengthLimit:
@@ -34,7 +36,7 @@ def micro_batch_limit(max_tokens: int, degrees: Iterable[int], longest: int = 0)
         degrees: numbers of ranks that may share a sequence.
         longest: tokens of the longest completion that is sampled.
     """
-    return LengthLimit(max_tokens, "model.max_tokens_per_micro_batch", longest, max(degrees))
+    return LengthLimit(max_tokens, "model.max_tokens_per_micro_batch", longest, max(degrees), of_update=True)
 
 
 def length_problem(

@@ -176,6 +176,22 @@ class VLLMShare:
 
 
 @dataclass(frozen=True)
+class PlannedTeacher:
+    """A teacher whose weights are on the trainer's devices."""
+
+    sizes: ModelSizes
+    weight_bytes: int
+    """Size of a value in its family's `dtype`."""
+    gathered_bytes: int
+    """Size of a value of gathered weights and of its hidden states."""
+    offload: bool = False
+    keeps_hidden: bool = True
+    """Hidden states of every scored row and its LM head are kept for the update."""
+    top_k: int = 0
+    """In their place, so many tokens of every row; 0 is neither."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """A run as the planner sees it; every prompt has the longest video and every completion its longest answer.
 
@@ -210,10 +226,12 @@ class Plan:
     """Size of a value of one of the optimizer's moments; None for that of what trains."""
     reference: bool = False
     """True if a reference policy is kept."""
-    moving_reference: bool = False
-    """True if it is one that follows the policy."""
     pairs: bool = False
     """Completions are the two answers of pairs, which need it for more than a penalty."""
+    moving_reference: bool = False
+    """True if it is one that follows the policy."""
+    teachers: tuple[PlannedTeacher, ...] = ()
+    """`model.teacher`, those on these devices."""
     fp32_lm_head: bool = False
     """`model.algorithm.fp32_lm_head`."""
     prompts_per_batch: int = 1

@@ -26,6 +26,7 @@ from typing_extensions import override
 
 from longrl.engines.server_guard import ServerGuard
 from longrl.engines.server_key import server_key
+from longrl.engines.server_protocol import OWN_WEIGHTS
 from longrl.engines.server_routes import RolloutRoutes
 from longrl.engines.vllm_options import VERSION
 from longrl.engines.weight_files import default_folder
@@ -63,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_num_seqs", type=int, default=256, help="completions sampled at a time")
     parser.add_argument("--max_model_len", type=int, default=32_768)
     parser.add_argument("--weights_folder", type=Path, default=default_folder())
+    parser.add_argument("--weights", choices=("run", "family"), default="run", help="as of `python -m longrl serve`")
     parser.add_argument("--forks", action="store_true", help="start servers as standard input says")
     return parser
 
@@ -73,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     torch.set_num_threads(1)
     family = family_of(options.config)
-    worker = StandInWorker(family)
+    worker = StandInWorker(family, own_weights=options.weights == "family")
     if options.forks:
         serve_in_forks(family, worker, options)
     else:
@@ -120,6 +122,8 @@ def serve(family: CausalFamily, worker: StandInWorker, options: argparse.Namespa
     pace = Pace(options.seconds_per_token, options.tail)
     engine = StandInEngine(family, options.max_model_len, options.max_num_seqs, pace, worker)
     routes = StandInRoutes(engine, family, options.weights_folder, GIB, options.max_num_seqs)
+    if options.weights == "family":
+        routes.held.version = OWN_WEIGHTS
     app = FastAPI()
     app.include_router(routes.router())
     app.add_api_route("/health", lambda: {}, methods=["GET"])

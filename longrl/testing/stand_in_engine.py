@@ -23,7 +23,7 @@ from typing_extensions import override
 from longrl.engines.server_protocol import NO_VERSION
 from longrl.engines.vllm_extension import WeightSync
 from longrl.models.base import CausalFamily
-from longrl.testing.stand_in_sampler import Ask, Sampled, sample
+from longrl.testing.stand_in_sampler import Ask, Sampled, prompt_logprobs, sample
 
 GATHER_S = 0.02
 """A request waits so long for others that are computed with it."""
@@ -68,10 +68,11 @@ class StandInWorker(WeightSync):
 
     Args:
         family: of the model.
+        own_weights: those that the family names; else random ones, until a trainer sends its own.
     """
 
-    def __init__(self, family: CausalFamily) -> None:
-        self.model = family.build(weights=None).eval()
+    def __init__(self, family: CausalFamily, own_weights: bool = False) -> None:
+        self.model = (family.build() if own_weights else family.build(weights=None)).eval()
         names = {family.engine_weight(name): name for name in self.model.state_dict()}
         self.names = {engine_name: name for engine_name, name in names.items() if engine_name is not None}
         self.model_runner = self
@@ -145,7 +146,10 @@ class StandInEngine:
     async def generate(
         self, request: dict[str, Any], sampling: dict[str, Any], request_id: str, lora_request: None = None
     ) -> AsyncIterator[Any]:
-        """One answer with all completions of a request."""
+        """One answer with all completions of a request, or with what is thought of its own tokens."""
+        if "prompt_logprobs" in sampling:
+            yield await asyncio.get_running_loop().run_in_executor(self._thread, self._scored, request, sampling)
+            return
         ask = Ask.read(self.family, request, sampling)
         length = len(ask.prompt.input_ids) + ask.sampling.max_completion_tokens
         if length > self.model_config.max_model_len:
@@ -171,6 +175,15 @@ class StandInEngine:
             del self._running[request_id]
             async with self._idle:
                 self._idle.notify_all()
+
+    def _scored(self, request: dict[str, Any], sampling: dict[str, Any]) -> Any:
+        """The fields of `vllm.RequestOutput` that are read where log-probabilities of a prompt are asked for."""
+        ask = Ask.read(self.family, request, {"max_tokens": 1, "seed": None, **sampling})
+        if len(ask.prompt.input_ids) >= self.model_config.max_model_len:
+            raise ValueError(f"{len(ask.prompt.input_ids)} tokens are above {self.model_config.max_model_len}")
+        ids, rows = prompt_logprobs(self.family, self.worker.model, ask, sampling["prompt_logprobs"])
+        found = [{token: SimpleNamespace(logprob=logp) for token, logp in row.items()} for row in rows]
+        return SimpleNamespace(prompt_token_ids=ids, prompt_logprobs=[None, *found], num_cached_tokens=0)
 
     async def _sampled(self, running: _Running) -> list[Sampled]:
         """The completions of a request; of one that is cut before they are computed none has a token."""

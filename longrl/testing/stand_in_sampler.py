@@ -143,6 +143,33 @@ def sample(
     return []
 
 
+@torch.no_grad()
+def prompt_logprobs(family: CausalFamily, model: Any, ask: Ask, top_k: int) -> tuple[list[int], list[dict[int, float]]]:
+    """A request's token ids, and of each but the first the log-probabilities of it and of the likeliest tokens.
+
+    Args:
+        family: of the model.
+        model: with the weights.
+        ask: the request.
+        top_k: how many of the likeliest.
+    """
+    packed, embeds = _embed(family, model, [ask])
+    cache = PrefixCache(packed.spans, 1, 1, torch.device("cpu"))
+    embeds["layer_attention"] = functools.partial(cache.prefill, slice(0, len(packed.input_ids)))
+    embeds["layer_recurrence"] = functools.partial(cache.prefill_recurrence, slice(0, len(packed.input_ids)))
+    hidden = family.hidden_states(model, packed.position_ids[:, None], **embeds)[0]  # [T, D]
+    logps = LMHead(family, model)(hidden[:-1]).float().log_softmax(-1)  # [T - 1, V]
+    ids = ask.prompt.input_ids.clone()
+    for index, token in ask.sampled_placeholders:
+        ids[index] = token
+    top = logps.topk(top_k) if top_k else None
+    rows = []
+    for row, token in enumerate(ids[1:].tolist()):
+        said = {} if top is None else dict(zip(top.indices[row].tolist(), top.values[row].tolist(), strict=True))
+        rows.append(said | {token: float(logps[row, token])})
+    return ids.tolist(), rows
+
+
 def _embed(family: CausalFamily, model: Any, asks: Sequence[Ask]) -> tuple[Packed, dict[str, Any]]:
     """The prompts end to end, and the text stack's inputs for them."""
     prompts = []

@@ -294,7 +294,7 @@ def test_every_algorithm_prefers_the_better_completion(name):
         parts={"accuracy": rewards},
         part_weights={"accuracy": torch.ones(1)},
         gradient_norms=torch.ones(9),
-        task_deviations=torch.ones(1),
+        task_deviations=torch.ones(1) if algorithm.task_decay is not None else None,
     )
     weights = algorithm.token_weights(lengths, valid.flatten(), algorithms.single_rank)[index]
     ref = old if needs_ref and not in_reward else None

@@ -3,6 +3,7 @@
 import pytest
 
 from longrl.algorithms import Algorithm, EntropyControl, KLControl, MovingReference, k1
+from longrl.modules.moving_reference import check_reference
 from longrl.types import SamplingParams
 
 SAMPLING = SamplingParams(num_generations=4, max_completion_tokens=8)
@@ -54,6 +55,7 @@ def test_a_reference_moves_at_every_so_manieth_step(rule, decays):
         (lambda: MovingReference(alpha=1.5), r"model\.algorithm\.moving_reference\.alpha .* at most 1, got 1\.5"),
         (lambda: KLControl(target=0.0), r"model\.algorithm\.kl_control\.target must be above 0, got 0\.0"),
         (lambda: EntropyControl(0.2, lowest=0.5, highest=0.1), r"lowest must not be above highest, got 0\.5 and 0\.1"),
+        (lambda: check_reference(MovingReference(), is_needed=False), r"moving_reference .* kl_coef=0 has none"),
         (lambda: Algorithm(entropy_coef=0.1).validate_steps(4, 1), r"entropy no training changes"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 
 from longrl.callbacks.evaluation import EvaluationReport
 from longrl.callbacks.rollout import RolloutCallback
-from longrl.datamodules.loading.render import without_media
+from longrl.datamodules.loading.shown_media import without_media
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.metric import logged_values
 from longrl.evaluation.outcomes import judge_answers, make_outcome

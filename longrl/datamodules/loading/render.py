@@ -8,14 +8,15 @@ import re
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import av
 import torch
 
 from longrl.datamodules.loading.row_marks import video_of
+from longrl.datamodules.loading.shown_media import ordered_media, without_media
 from longrl.datamodules.loading.skips import CODE_ERRORS
-from longrl.datamodules.loading.traces import KnowsFeatures as KnowsFeatures, TraceRenderer, trace_media
+from longrl.datamodules.loading.traces import KnowsFeatures as KnowsFeatures, TraceRenderer
 from longrl.datamodules.media.audio import SAMPLING_RATE, FileSound, read_sound
 from longrl.datamodules.media.frame_lists import FRAME_LIST_SUFFIX
 from longrl.datamodules.media.images import read_image
@@ -25,7 +26,7 @@ from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrame
 from longrl.datamodules.media.subtitles import Subtitles, subtitle_files, subtitle_text
 from longrl.datamodules.media.video import hold_frames
 from longrl.models.cell_order import shuffled_prompt
-from longrl.models.chat_tokens import MEDIA_TAG, break_token
+from longrl.models.chat_tokens import break_token
 from longrl.models.reading import RendersPrompts
 from longrl.packing.lengths import LengthLimit, length_problem
 from longrl.rewards.options import parse_options
@@ -64,6 +65,23 @@ AUDIO_FAMILY = "use a family that does, as longrl.models.qwen_omni.QwenOmniFamil
 SHORTER = "take fewer frames or smaller ones"
 
 
+class RendersForTeacher(Protocol):
+    """What a row's teacher reads; see `TeacherPrompts`."""
+
+    @property
+    def families(self) -> list[RendersPrompts]:
+        """Those that render it."""
+
+    def __call__(self, row: Row, policy: Prompt) -> Prompt | None:
+        """A prompt of its own, or None for the policy's."""
+
+    def try_options(self, rows: Sequence[Row]) -> None:
+        """See `RowRenderer.try_options`."""
+
+    def with_limits(self, limits: Sequence[LengthLimit]) -> RendersForTeacher:
+        """The same within limits of the update."""
+
+
 @dataclass
 class RowRenderer:
     """Row -> prompt, in a loader worker: decodes the media, fills the templates and asks the family for token ids."""
@@ -90,6 +108,12 @@ class RowRenderer:
     """Which part of every medium this rank decodes."""
     patch_dtype: torch.dtype = torch.float32
     """Precision in which patches are handed over: that of the encoder, which would round them to it anyway."""
+    teacher: RendersForTeacher | None = None
+    """Makes `Prompt.teacher`, of training rows alone; None where there is no teacher, or it reads the same prompt."""
+    tells_answer: bool = False
+    """The question's template may name `{answer}`, `{option}` and `{reasoning}`: it is a teacher's."""
+    prompt_option: str = "data.max_prompt_tokens"
+    """The option that `max_prompt_tokens` is."""
     stored: KnowsFeatures | None = None
     """Videos that it knows are not decoded; should their features prove unusable, `Media.source` decodes them."""
     _cache: OrderedDict[tuple[object, ...], Frames | AudioClip] = field(default_factory=OrderedDict, repr=False)
@@ -97,13 +121,29 @@ class RowRenderer:
     _checked: set[str] = field(default_factory=set, repr=False)
     """Keys of videos too large to hold that were decoded once without an error."""
 
+    @property
+    def families(self) -> list[RendersPrompts]:
+        """The policy's, and those of teachers that read other prompts."""
+        return [self.family] if self.teacher is None else [self.family, *self.teacher.families]
+
     def __call__(self, row: Row) -> Prompt:
-        """The prompt of a row, with its SFT target if the stage is `sft`, with both answers of a pair in `preference`.
+        """The prompt of a row, with the answers that its stage teaches, and with its teacher's prompt.
 
         Raises:
             UnusableSample: a media file or its subtitles are missing or broken, or the prompt is too long.
             Exception: whatever else the row makes a processor or tokenizer raise; see `RenderedRows`.
         """
+        try:
+            prompt = self._prompt(row)
+            if self.teacher is None:
+                return prompt
+            return replace(prompt, teacher=self.teacher(row, prompt))
+        finally:  # not before: the teacher may be shown the same frames
+            while len(self._cache) > self.cached_media:
+                self._cache.popitem(last=False)
+
+    def _prompt(self, row: Row) -> Prompt:
+        """The policy's own."""
         # 1. No file can hold half a character (a lone surrogate), so no run may go on with one.
         said = (row.id, row.problem, row.answer, row.reasoning, row.messages, row.response, row.trace, row.rejected)
         json.dumps(said, ensure_ascii=False).encode()
@@ -137,7 +177,7 @@ class RowRenderer:
             prompt = with_rejected(self.family, prompt)
         if self.stage == "sft" and shown.trace:
             prompt = replace(prompt, response=self._traces(video).target(shown))
-        self._check_length(prompt)
+        self.check_length(prompt)
 
         # 5. Where left-out pixels come from, and which frames are shown.
         items = tuple(item.with_patches_in(self.patch_dtype) for item in prompt.media)
@@ -176,7 +216,15 @@ class RowRenderer:
                 self.remote.roots.check(path)
             lines = subtitle_text(shown, self.subtitles, videos)
             subtitles = chat.declared_and_tags.sub(break_token, lines)
-        return fill_template(self.question_template, problem=question, subtitles=subtitles)
+        told = self._told(shown) if self.tells_answer else {}
+        return fill_template(self.question_template, problem=question, subtitles=subtitles, **told)
+
+    def _told(self, row: Row) -> dict[str, str]:
+        """What a row's own answer says, as text that places no media and ends no turn."""
+        option = parse_options(row.problem).get(row.answer, row.answer)
+        values = {"answer": row.answer, "option": option, "reasoning": row.reasoning or ""}
+        tokens = self.family.chat.declared_and_tags
+        return {name: tokens.sub(break_token, value) for name, value in values.items()}
 
     def _check_characters(self, row: Row) -> None:
         """Raises UnusableSample for a text that is too long whatever its tokens are: to make them takes minutes."""
@@ -195,17 +243,23 @@ class RowRenderer:
                 f"{min(limits)}, the limit of prompts; shorten it, or leave the row out",
             )
 
-    def _check_length(self, prompt: Prompt) -> None:
+    def check_length(self, prompt: Prompt) -> None:
         """Raises UnusableSample for a prompt that is too long for the data's own limit, the update or the engine."""
         num_tokens = len(prompt.input_ids)
         if self.max_prompt_tokens is not None and num_tokens > self.max_prompt_tokens:
-            own = LengthLimit(self.max_prompt_tokens, "data.max_prompt_tokens")
+            own = LengthLimit(self.max_prompt_tokens, self.prompt_option)
             raise UnusableSample(None, _too_long(num_tokens, 0, own))
         num_target_tokens = sum(len(answer.token_ids) for answer in prompt.targets)  # a pair is never split
         for limit in self.limits:
             longest = max(limit.longest, num_target_tokens)
             if num_tokens + longest > limit.tokens * limit.ranks:
                 raise UnusableSample(None, _too_long(num_tokens, longest, limit))
+
+    def with_limits(self, limits: Sequence[LengthLimit]) -> RowRenderer:
+        """The same, with further limits for itself and its teacher."""
+        teacher = None if self.teacher is None else self.teacher.with_limits(limits)
+        # A second stage says the same again.
+        return replace(self, limits=tuple(dict.fromkeys((*self.limits, *limits))), teacher=teacher)
 
     def try_options(self, rows: Sequence[Row]) -> None:
         """Renders a row with black media of the kinds that the rows have.
@@ -216,9 +270,12 @@ class RowRenderer:
         shown = [row for row in rows if not self.drops_media(row)]
         kinds = {kind for row in shown for kind, _ in ordered_media(row) if self.family.reads_media(kind)}
         media = [black for kind, black in BLANKS.items() if kind in kinds]
-        text = fill_template(self.question_template, problem="What is this?", subtitles="")
         row = Row("harmless", "What is this?", "A", reasoning="It is black.")
+        told = self._told(row) if self.tells_answer else {}
+        text = fill_template(self.question_template, problem=row.problem, subtitles="", **told)
         self.family.render(row, text, media, None if self.stage == "rl" else self.response(row))
+        if self.teacher is not None:
+            self.teacher.try_options(rows)
 
     def identity(self) -> dict[str, Any]:
         """All that decides, beside row and family, what is shown: options by name, in values that JSON can hold.
@@ -295,8 +352,6 @@ class RowRenderer:
         except Exception as error:  # the family's: too thin a picture, say
             raise UnusableSample.because(error, "the model cannot be shown it", path) from error
         self._cache[known] = item
-        while len(self._cache) > self.cached_media:
-            self._cache.popitem(last=False)
         return item
 
     def _read_remote(self, kind: MediaKind, url: str, sampling: VideoSampling) -> Frames | AudioClip:
@@ -385,39 +440,3 @@ def check_template(option: str, template: str, names: Collection[str]) -> None:
             f"data.{option} may name {', '.join(f'{{{name}}}' for name in names)}, got {{{unknown[0]}}} in "
             f"{template!r}; correct the name, or write it without braces"
         )
-
-
-def without_media(row: Row) -> Row:
-    """The row as a blind model is asked it. Which videos it had stays known, for their subtitles (`when_blind`)."""
-    metadata = {**row.metadata, "left_out_videos": [*row.videos]} if row.videos else row.metadata
-    problem = row.problem if row.messages else MEDIA_TAG.sub("", row.problem).strip()
-    messages = []
-    for message in row.messages:
-        texts = [part for part in message["content"] if part["type"] == "text"]
-        messages.append({**message, "content": texts})
-    blind = replace(row, videos=(), images=(), audios=(), reasoning=None, problem=problem, metadata=metadata)
-    response = None if row.rejected is None else row.response  # a pair stays one
-    return replace(blind, messages=tuple(messages), response=response, trace=())
-
-
-def files_of(row: Row) -> tuple[str, ...]:
-    """Paths of all media of a row."""
-    return (*row.images, *row.videos, *row.audios, *(path for _, path in trace_media(row)))
-
-
-def ordered_media(row: Row) -> list[tuple[MediaKind, str]]:
-    """Kind and path of each media item, in the order of the problem's tags; else images, videos, sounds.
-
-    Of a conversation in the order of its messages.
-    """
-    media: list[tuple[MediaKind, str]] = [("image", path) for path in row.images]
-    media += [("video", path) for path in row.videos]
-    media += [("audio", path) for path in row.audios]
-    tags = MEDIA_TAG.findall(row.problem)
-    if row.messages:
-        tags = [part["type"] for message in row.messages for part in message["content"] if part["type"] != "text"]
-    if sorted(tags) != sorted(kind for kind, _ in media):
-        return media  # no tags, or tags that the family will refuse
-    kinds = [kind for kind, _ in media]
-    nth = [tags[:i].count(tag) for i, tag in enumerate(tags)]
-    return [media[kinds.index(tag) + n] for tag, n in zip(tags, nth, strict=True)]

@@ -6,7 +6,8 @@ import functools
 import os
 from collections.abc import Iterable, Sequence
 
-from longrl.datamodules.loading.render import RowRenderer, files_of, ordered_media
+from longrl.datamodules.loading.render import RowRenderer
+from longrl.datamodules.loading.shown_media import files_of, ordered_media
 from longrl.datamodules.loading.traces import trace_media
 from longrl.datamodules.media.frame_lists import frame_files
 from longrl.datamodules.media.media_roots import MediaRoots
@@ -32,18 +33,15 @@ def unusable_rows(
         ValueError: nothing can be fetched from where media lie, or too many rows name files outside the roots.
     """
     is_file = functools.cache(os.path.isfile)  # many rows may ask about one video
-    reads = functools.cache(renderer.family.reads_media)
+    families = [(type(family).__name__, functools.cache(family.reads_media)) for family in renderer.families]
     unusable = []
     outside: list[UnusableSample] = []
     for index, row in enumerate(rows):
         kinds = dict.fromkeys(kind for kind, _ in [*ordered_media(row), *trace_media(row)])
-        unread = [kind for kind in kinds if not reads(kind)]
+        unread = [(name, kind) for name, reads in families for kind in kinds if not reads(kind)]
         try:
-            if unread:
-                name = type(renderer.family).__name__
-                raise UnusableSample(
-                    None, f"{name} reads no {unread[0]}s; use a family that does, or leave such rows out"
-                )
+            for name, kind in unread[:1]:
+                raise UnusableSample(None, f"{name} reads no {kind}s; use a family that does, or leave such rows out")
             named = (*files_of(row), *_subtitle_files(row, renderer))
             problem = next(filter(None, (_outside(path, roots[index], check_files) for path in named)), None)
             if problem is not None:

@@ -32,6 +32,11 @@ def marked(row: Row, draw: RowDraw) -> Row:
     return replace(row, metadata={**row.metadata, MARK: mark})
 
 
+def unmarked(row: Row) -> Row:
+    """The row as the data set has it."""
+    return replace(row, metadata={name: value for name, value in row.metadata.items() if name != MARK})
+
+
 def drawn_index(row: Row) -> int | None:
     """Index of a marked row in the data set; None of another."""
     mark: Mapping[str, Any] | None = row.metadata.get(MARK)

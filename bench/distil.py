@@ -1,0 +1,112 @@
+"""Does a student learn faster from a teacher that sees more than from rewards? Accuracy and steps of both.
+
+The demo's student (1.3 million weights) is taught the think/answer form by the demo's SFT stage. From that checkpoint
+it goes on in two ways, with the same prompts per step and completions per prompt:
+
+- rl: the demo's GRPO on answers alone, all 130 steps.
+- distil: reverse KL to a teacher on the student's own answers, a third of these steps. The teacher is as large as the
+  student, but was taught all training questions, and sees twice the frames (`data.teacher_view`).
+
+Both answer the held-out questions at the student's frames. All is done by longrl's own commands, which are printed.
+
+    python bench/distil.py --json bench/results/distil.json
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from common import ROOT, Row, console, parse_arguments, report
+
+from longrl.commands.main import main as run_command
+from longrl.evaluation.curves import find_metrics, read_metrics
+from longrl.evaluation.samples import RESULTS_FILE, TEST_FOLDER
+
+CONFIGS = ROOT / "configs" / "demo"
+MORE_FRAMES = ("--data.video.fps=1.0", "--data.video.min_frames=4", "--data.video.max_frames=128")
+"""What the teacher sees, as configs/demo/distil has it."""
+PASSES = "train/teacher_passes_per_group"
+
+
+def main(argv: Sequence[str] | None = None) -> list[Row]:
+    """Runs all stages in a folder of its own; `--quick` takes few steps, to see that everything runs."""
+    arguments = parse_arguments(__doc__ or "", argv)
+    folder = ROOT / "runs" / "distil"
+    if arguments.quick:
+        folder = Path(tempfile.mkdtemp(prefix="longrl_distil_"))
+    elif folder.exists():
+        shutil.rmtree(folder)
+    num_train, num_eval, steps = 600, 100, ()
+    if arguments.quick:
+        num_train, num_eval, steps = 12, 6, ("--trainer.max_steps=2", "--data.prompts_per_batch=2")
+    stages = Stages(folder, steps)
+    stages.run("synthetic", f"--out={folder / 'data'}", f"--num_train_videos={num_train}",
+               f"--num_eval_videos={num_eval}", "--fps=2")  # fmt: skip
+
+    base, sft, teacher = CONFIGS / "base", folder / "sft", folder / "teacher"
+    stages.fit("sft", "sft.yaml", f"--model.init_from={base}")
+    stages.fit("teacher", "distil/teacher.yaml", f"--model.init_from={base}")
+    stages.fit("rl", "grpo.yaml", f"--model.init_from={sft}")
+    taught_by = f"--model.teacher.init_args.init_from={teacher}"
+    stages.fit("distil", "distil/student.yaml", f"--model.init_from={sft}", taught_by)
+
+    before = [stages.test("sft"), stages.test("teacher", *MORE_FRAMES)]
+    rows = [stages.test("rl"), stages.test("distil")]
+    report(__file__, arguments, rows, more={"before": before})
+    return rows
+
+
+class Stages:
+    """The runs of the bench.
+
+    Args:
+        folder: of all of them.
+        steps: options that make training short.
+    """
+
+    def __init__(self, folder: Path, steps: Sequence[str]) -> None:
+        self.folder = folder
+        self.steps = steps
+        self.seconds: dict[str, float] = {}
+
+    def fit(self, name: str, config: str, *options: str) -> None:
+        """Trains a stage on the training questions."""
+        start = time.perf_counter()
+        configs = (f"--config={CONFIGS / 'common.yaml'}", f"--config={CONFIGS / config}")
+        train = f"--data.train={self.folder / 'data' / 'train.jsonl'}"
+        self.run("fit", *configs, f"--run_dir={self.folder / name}", train, *options, *self.steps)
+        self.seconds[name] = time.perf_counter() - start
+
+    def test(self, name: str, *options: str) -> Row:
+        """Asks a stage's weights the held-out questions."""
+        folder = self.folder / "evaluation" / name
+        test = f"--data.test={self.folder / 'data' / 'eval.jsonl'}"
+        weights = f"--model.init_from={self.folder / name}"
+        self.run("test", f"--config={CONFIGS / 'common.yaml'}", f"--run_dir={folder}", weights, test, *options)
+        (condition,) = json.loads((folder / TEST_FOLDER / RESULTS_FILE).read_text())["conditions"].values()
+        overall = condition["scores"]["overall"]
+        curves = read_metrics(find_metrics(self.folder / name))
+        passes = curves.get(PASSES, {}).values()
+        return {
+            "method": name,
+            "steps": len(curves["train/loss"]),
+            "seconds": round(self.seconds[name], 1),
+            **{field: overall[field] for field in ("accuracy", "low", "high", "n")},
+            "teacher_passes_per_group": round(statistics.fmean(passes), 3) if passes else 0,
+        }
+
+    def run(self, *command: str) -> None:
+        """A command of longrl's, in this process."""
+        console.print(f"$ python -m longrl {shlex.join(command)}", soft_wrap=True, highlight=False)
+        run_command(list(command))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The bench of distillation: which commands it runs, and what it reads of them."""
+
+import csv
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+
+@pytest.fixture
+def distil(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    return importlib.import_module("distil")
+
+
+def value_of(command, option):
+    return next(word for word in command if word.startswith(f"{option}=")).partition("=")[2]
+
+
+def test_both_ways_start_from_one_checkpoint_and_are_asked_alike(distil, tmp_path, monkeypatch):
+    commands = []
+
+    def run(command):
+        commands.append(command)
+        if command[0] == "synthetic":
+            return
+        folder = Path(value_of(command, "--run_dir"))
+        if command[0] == "test":
+            (folder / "test").mkdir(parents=True)
+            scores = {"overall": {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 9}}
+            (folder / "test" / "results.json").write_text(json.dumps({"conditions": {"": {"scores": scores}}}))
+            return
+        path = folder / "logs" / "version_0" / "metrics.csv"
+        path.parent.mkdir(parents=True)
+        passes = {distil.PASSES: 1.0} if folder.name == "distil" else {}
+        with path.open("w") as file:
+            table = csv.DictWriter(file, ["step", "train/loss", *passes])
+            table.writeheader()
+            table.writerows({"step": step, "train/loss": 0.1, **passes} for step in range(3))
+
+    monkeypatch.setattr(distil, "run_command", run)
+    monkeypatch.setattr(distil.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "runs"))
+    rows = distil.main(["--quick", "--json", str(tmp_path / "found.json")])
+    assert [(row["method"], row["steps"], row["teacher_passes_per_group"]) for row in rows] == [
+        ("rl", 3, 0), ("distil", 3, 1.0),
+    ]  # fmt: skip
+    fields = ["method", "steps", "seconds", "accuracy", "low", "high", "n", "teacher_passes_per_group"]
+    assert all(list(row) == fields for row in rows)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [row["method"] for row in found["before"]] == ["sft", "teacher"]
+
+    by_name = {Path(value_of(one, "--run_dir")).name: one for one in commands if one[0] == "fit"}
+    assert list(by_name) == ["sft", "teacher", "rl", "distil"]
+    sft = str(tmp_path / "runs" / "sft")
+    assert value_of(by_name["rl"], "--model.init_from") == value_of(by_name["distil"], "--model.init_from") == sft
+    assert value_of(by_name["distil"], "--model.teacher.init_args.init_from") == str(tmp_path / "runs" / "teacher")
+    tests = {Path(value_of(one, "--run_dir")).name: one for one in commands if one[0] == "test"}
+    more = [option for option in distil.MORE_FRAMES if option in tests["distil"]]
+    assert not more
+    assert {*distil.MORE_FRAMES} <= {*tests["teacher"]}
+
+
+def test_the_student_has_a_third_of_the_steps_and_its_teacher_twice_the_frames(distil):
+    import yaml
+
+    stages = {name: yaml.safe_load((distil.CONFIGS / name).read_text()) for name in (
+        "common.yaml", "grpo.yaml", "distil/teacher.yaml", "distil/student.yaml")}  # fmt: skip
+    student, rl = stages["distil/student.yaml"], stages["grpo.yaml"]
+    assert 3 * student["trainer"]["max_steps"] <= rl["trainer"]["max_steps"]
+    assert student["data"]["prompts_per_batch"] == rl["data"]["prompts_per_batch"]
+    seen, own = stages["common.yaml"]["data"]["video"], student["data"]["teacher_view"]["video"]
+    assert own == stages["distil/teacher.yaml"]["data"]["video"] == {name: 2 * value for name, value in seen.items()}
+    assert {*distil.MORE_FRAMES} == {f"--data.video.{name}={value}" for name, value in own.items()}
