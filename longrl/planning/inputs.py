@@ -20,6 +20,7 @@ from longrl.models.base import CausalFamily
 from longrl.models.lora import add_adapters
 from longrl.models.planning_sizes import AudioSizes, TextSizes, VisionSizes, is_expert
 from longrl.planning.shapes import build_on_meta
+from longrl.planning.teacher_share import TeacherShare
 from longrl.strategies.sequence import HeadLayout
 from longrl.strategies.whole_tensors import BUCKET_BYTES
 
@@ -173,34 +174,6 @@ class VLLMShare:
     sleeps: bool = True
     ranks: int = 1
     """`tensor_parallel_size`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherShare:
-    """A teacher whose weights are on the trainer's devices."""
-
-    text_params: int
-    encoder_params: int
-    root_params: int
-    hidden: int
-    weight_bytes: int
-    offload: bool = False
-    """Its shards wait in host memory."""
-    feature_cache_bytes: int = 0
-
-    @classmethod
-    def from_family(cls, family: CausalFamily, offload: bool, feature_cache_bytes: int) -> TeacherShare:
-        """Counts the family's model on the meta device."""
-        sizes = ModelSizes.from_family(family)
-        return cls(
-            text_params=sizes.text_params,
-            encoder_params=sizes.encoder_params,
-            root_params=sizes.root_params,
-            hidden=sizes.hidden,
-            weight_bytes=getattr(torch, family.dtype).itemsize,
-            offload=offload,
-            feature_cache_bytes=feature_cache_bytes if sizes.encoder_params else 0,
-        )
 
 
 @dataclass(frozen=True)

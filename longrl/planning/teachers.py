@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
 from longrl.modules.distiller import Distiller
 from longrl.modules.local_teacher import LocalTeacher
 from longrl.planning import shapes
-from longrl.planning.inputs import TeacherShare
+from longrl.planning.inputs import ModelSizes
+from longrl.planning.teacher_share import TeacherShare
 
 
 def teacher_shares(distiller: Distiller | None) -> tuple[TeacherShare, ...]:
@@ -13,9 +16,23 @@ def teacher_shares(distiller: Distiller | None) -> tuple[TeacherShare, ...]:
     shares = []
     for teacher in [] if distiller is None else distiller.teachers:
         if isinstance(teacher, LocalTeacher):
-            family = shapes.find_config(teacher.family)
-            shares.append(TeacherShare.from_family(family, teacher.offload, teacher.feature_cache_bytes))
+            shares.append(_share_of(teacher))
     return tuple(shares)
+
+
+def _share_of(teacher: LocalTeacher) -> TeacherShare:
+    """Counts the teacher's model on the meta device."""
+    family = shapes.find_config(teacher.family)
+    sizes = ModelSizes.from_family(family)
+    return TeacherShare(
+        text_params=sizes.text_params,
+        encoder_params=sizes.encoder_params,
+        root_params=sizes.root_params,
+        hidden=sizes.hidden,
+        weight_bytes=getattr(torch, family.dtype).itemsize,
+        offload=teacher.offload,
+        feature_cache_bytes=teacher.feature_cache_bytes if sizes.encoder_params else 0,
+    )
 
 
 def teacher_numbers(distiller: Distiller | None) -> int | None:
