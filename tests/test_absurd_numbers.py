@@ -7,10 +7,12 @@ from typing import Literal
 import pytest
 from jsonargparse import ArgumentError, ArgumentParser
 
+from longrl.algorithms import EntropyControl, KLControl, MovingReference, TaskNormalized
 from longrl.algorithms.algorithm import Algorithm
 from longrl.algorithms.corrections import GeometricMask, OffPolicySequenceMask, TwoSidedMask
 from longrl.algorithms.distillation import Distillation
 from longrl.algorithms.losses import BoundedK3, Constant, DualClipped, SoftGated, StaleClipped
+from longrl.algorithms.preferences import Preference, SimPO, SmoothedDPO
 from longrl.algorithms.sequence_surrogates import SequenceDualClipped
 from longrl.callbacks.checkpoint import Checkpoint
 from longrl.callbacks.evaluation import EvaluationReport
@@ -52,6 +54,7 @@ from longrl.engines.vllm import VLLMEngine
 from longrl.evaluation.benchmark import EvaluationConfig
 from longrl.evaluation.endpoint_policy import EndpointPolicy
 from longrl.evaluation.local_policy import LocalPolicy
+from longrl.evaluation.own_answers import ChoiceRules
 from longrl.models.ema import EMASettings
 from longrl.models.lora import LoRASettings
 from longrl.models.qwen3_vl import Qwen3VLFamily
@@ -81,6 +84,7 @@ CLASSES = [
     (pipeline.SplitOptions, {}), (pipeline.CaptionOptions, {}), (pipeline.TimelineOptions, {}),
     (pipeline.QuestionOptions, {}), (pipeline.ValidateOptions, {}), (pipeline.RewriteOptions, {}),
     (pipeline.FilterOptions, {}), (pipeline.ExportOptions, {}), (pipeline.PipelineConfig, {"videos": "v", "out": "o"}),
+    (KLControl, {"target": 0.1}), (EntropyControl, {"target": 0.1}), (MovingReference, {}), (TaskNormalized, {}),
     (EMASettings, {}), (LoRASettings, {}), (Algorithm, {}), (DualClipped, {}), (BoundedK3, {}),
     (SoftGated, {}), (SequenceDualClipped, {}), (StaleClipped, {"stale_low": 0.5, "stale_high": 1.0}),
     (TwoSidedMask, {}), (GeometricMask, {}), (OffPolicySequenceMask, {"max_kl": 0.5}),
@@ -104,6 +108,7 @@ CLASSES = [
     (OldPolicySettings, {}),
     (RandomWindow, {}), (SlidingWindow, {}), (SD3Family, {"model": "m"}), (WanFamily, {"model": "m"}),
     (DiffusionModule, {"family": SD3Family("m")}), (DiffusionRolloutCallback, {"reward": REWARD}),
+    (Preference, {}), (SmoothedDPO, {}), (SimPO, {}), (ChoiceRules, {}),
     (FrameOrder, {}), (Consistency, {}),
     (PictureGrids, {}), (PromptFiles, {}), (ClipScore, {"folder": "f"}), (MotionAmount, {}), (OcrMatch, {}),
 ]  # fmt: skip
@@ -131,7 +136,10 @@ def given(made, base, name, kind, text):
     return made(**(base | {name: value}))
 
 
-BELOW_0 = "seed init_seed RewardTerm.weight right_short right_full wrong_short wrong_full exceeded num_threads"
+BELOW_0 = """
+seed init_seed RewardTerm.weight right_short right_full wrong_short wrong_full exceeded num_threads
+ChoiceRules.wrong_below min_reward
+"""
 """Options that may be below 0."""
 ZERO = """
 seed init_seed RewardTerm.weight right_short right_full wrong_short wrong_full exceeded retries backoff_s
@@ -141,10 +149,12 @@ kv_cache_gib launch_us feature_cache_gib feature_cache_disk_gib feature_cache_by
 cached_media max_held_mib num_cards min_clip_s scene_threshold length_slack max_answer_words min_steps
 FilterOptions.num_samples blind_samples limit_s RewardSum.time_limit_s PictureGrids.every_n_steps
 warn_without_signal_after max_resample_rounds bypass_old_logp_below max_grad_norm warmup_steps lr weight_decay decay
-dropout top_k temperature noise_level kl_coef clip_low clip_high correction_cap max_mismatch max_mean_mismatch
+dropout top_k temperature noise_level kl_coef entropy_coef EntropyControl.lowest clip_low clip_high correction_cap
+max_mismatch max_mean_mismatch
 max_length_ratio max_similarity right_from eval_share sft_share blind_share max_blind_share max_missing_share
 max_failed_share max_skipped_share TwoSidedMask.low GeometricMask.low stale_low stale_high max_kl Distillation.coef
 sft_coef low retry_after memory bonus ratio margin flat_steps decay_per_step max_decay imitation
+ChoiceRules.wrong_below min_reward quality_weight generation_weight gamma label_smoothing
 """
 """Options that may be 0: none of it, switched off, or the least of a measure."""
 ENDLESS = """

@@ -54,13 +54,13 @@ def logged(folder) -> set[str]:
 
 
 def rl(tmp_path, **family):
-    """Two steps, each with a checkpoint, with a KL penalty and a reward with the parts `accuracy` and `format`."""
+    """Two steps, each with a checkpoint: a KL coefficient that moves, an entropy bonus, and a reward of two parts."""
     values = config("rl", **family)
     terms = [{"function": "tests.runs.rare", "name": name} for name in ("accuracy", "format")]
     values["rollout"] = rollouts() | {"reward": {"terms": terms}}
     values["trainer"] |= {"max_steps": 2}
     values["checkpoint"] = {"every_n_train_steps": 1}
-    values["model"]["algorithm"] = {"kl_coef": 0.1}
+    values["model"]["algorithm"] = {"kl_coef": 0.1, "kl_control": {"target": 0.1}, "entropy_coef": 0.01}
     return values
 
 

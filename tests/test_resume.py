@@ -201,6 +201,71 @@ def test_rl_killed_again_and_again_across_an_epoch_end(tmp_path, dapo_reference)
     assert_same_end(interrupted_run(tmp_path / "run", dapo(), kills), dapo_reference)
 
 
+CONTROLS = {"kl_control": {"target": 1e-3, "horizon": 20}, "entropy_control": {"target": 99.0, "step": 0.05}}
+TASKS = {"class_path": "longrl.algorithms.TaskNormalized", "init_args": {"decay": 0.5}}
+MOVING = {
+    "coefficients": CONTROLS,
+    "tasks, KL in the reward": {"advantage": TASKS, "kl": "longrl.algorithms.k1", "kl_placement": "reward", **CONTROLS},
+    "reference": {"moving_reference": {"alpha": 0.5, "every_n_steps": 1}},
+    "reference of adapters": {"moving_reference": {"alpha": 1.0, "every_n_steps": 3}},
+}
+
+
+@pytest.mark.parametrize("state", MOVING)
+def test_what_moves_from_step_to_step_is_resumed(tmp_path, state):
+    """Coefficients, deviations of tasks, the reference: saved at 4 of 8 steps, and the rest as it was."""
+    rows = tmp_path / "rows.jsonl"
+    records = [{"problem": f"{n} + 1?", "answer": str(n + 1), "task": ("exact", "math")[n % 2]} for n in range(8)]
+    rows.write_text("".join(json.dumps(record) + "\n" for record in records))
+    values = text_config(rows, "rl")
+    if "adapters" in state:
+        values["model"]["family"]["init_args"]["lora"] = {"rank": 2, "alpha": 4}
+    values["trainer"] |= {"max_steps": 8, "max_epochs": 9}
+    values["model"] |= {"mini_batches_per_rollout": 2, "optimizer": {"lr": 1e-2}}
+    values["model"]["algorithm"] = {"kl_coef": 0.1, **MOVING[state]}
+    values["checkpoint"] = {"every_n_train_steps": 4, "save_top_k": -1, "filename": "{step}"}
+    whole = run(tmp_path / "whole", values)
+    (half,) = (whole / "checkpoints").glob("step=4.ckpt")
+    resumed = run(tmp_path / "resumed", values, f"--ckpt_path={half}")
+    found = checkpoint(resumed)
+    wanted = checkpoint(whole)
+    for part in ("state_dict", "optimizer_states", "coefficients", "task_deviations"):
+        assert differences(found.get(part), wanted.get(part), part) == []
+    logged = metrics(resumed)
+    assert ("train/kl_ref" if "KL" not in state else "train/kl_coef") in {name for _, name in logged}
+    first = min(step for step, _ in logged)
+    assert {key: value for key, value in metrics(whole).items() if key[0] >= first} == logged
+    before = torch.load(half, weights_only=True)
+    moved = [name for name in ("coefficients", "task_deviations") if name in wanted]
+    assert all(before[name] != wanted[name] for name in moved)
+    references = [name for name in wanted["state_dict"] if name.startswith("moving_reference.")]
+    assert any(not torch.equal(before["state_dict"][name], wanted["state_dict"][name]) for name in references) or moved
+    assert bool(references) == ("moving_reference" in MOVING[state])
+
+
+def test_a_reference_begins_to_move_in_a_run_that_goes_on_and_is_not_lost(tmp_path):
+    """A checkpoint without one has its run's first policy for it; one with it is refused where it would be left."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"problem": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(8)))
+    values = text_config(rows, "rl")
+    values["trainer"] |= {"max_steps": 2, "max_epochs": 9, "callbacks": [{"class_path": "tests.runs.FirstWeights"}]}
+    values["model"]["algorithm"] = {"kl_coef": 0.1}
+    values["checkpoint"] = {"every_n_train_steps": 1}
+    folder = run(tmp_path / "run", values)
+    first = torch.load(folder / "first.pt")
+    values["trainer"] |= {"max_steps": 3, "callbacks": []}
+    values["model"]["algorithm"]["moving_reference"] = {"alpha": 1.0, "every_n_steps": 99}
+    run(folder, values, *resume(folder))
+    saved = checkpoint(folder)["state_dict"]
+    kept = {name.partition(".")[2].replace("/", "."): saved[name] for name in saved if name.startswith("moving_")}
+    assert kept
+    assert all(torch.equal(value, first[f"model.{name}"]) for name, value in kept.items())
+    values["model"]["algorithm"]["moving_reference"] = None
+    values["trainer"]["max_steps"] = 4
+    with pytest.raises(ValueError, match=r"has moved, and model\.algorithm\.moving_reference=null"):
+        run(folder, values, *resume(folder))
+
+
 @pytest.mark.slow
 def test_rl_of_a_hybrid_model_killed_in_the_middle(tmp_path):
     values = dapo(limit_val_batches=0, max_epochs=1)

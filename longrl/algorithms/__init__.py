@@ -1,11 +1,11 @@
 """RL objectives as a record of orthogonal pure functions; configs/algorithm/ names the combinations of the papers.
 
-A file for each question: advantages (groups and completions: which train, and what was one worth? also reward_parts and
-optimal_baselines), losses (tokens: what does one add to the loss, and how much does it count? sequence_surrogates looks
-at completions), corrections (did the engine that sampled a token agree with the trainer?), top_entropy (which tokens
-learn?), distillation (how far is a teacher?), preferences (which answer of a pair is better?), algorithm (the record of
-one function per question). What a function needs of a run is said by the function, needs, and checked before weights
-are loaded, checks. docs/algorithms.md has a table of all.
+A file for each question: advantages (groups and completions: which train, and what was one worth? also reward_parts,
+optimal_baselines and task_scaling), losses (tokens: what does one add to the loss, and how much does it count?
+sequence_surrogates looks at completions), corrections (did the engine that sampled a token agree with the trainer?),
+top_entropy (which tokens learn?), distillation (how far is a teacher?), preferences (which answer is better?), control
+(what moves from rollout to rollout?), algorithm (the record of one function per question). What a function needs of a
+run is said by the function, needs, and checked before weights are loaded, checks. docs/algorithms.md lists them all.
 """
 
 from longrl.algorithms.advantages import (
@@ -28,6 +28,11 @@ from longrl.algorithms.advantages import (
 )
 from longrl.algorithms.algorithm import Algorithm as Algorithm, LossOutput as LossOutput
 from longrl.algorithms.checks import function_needs as function_needs
+from longrl.algorithms.control import (
+    EntropyControl as EntropyControl,
+    KLControl as KLControl,
+    MovingReference as MovingReference,
+)
 from longrl.algorithms.corrections import (
     CorrectionProduct as CorrectionProduct,
     GeometricMask as GeometricMask,
@@ -86,4 +91,5 @@ from longrl.algorithms.sequence_surrogates import (
     geometric_clipped as geometric_clipped,
     sequence_clipped as sequence_clipped,
 )
+from longrl.algorithms.task_scaling import TaskNormalized as TaskNormalized
 from longrl.algorithms.top_entropy import HighEntropy as HighEntropy, high_entropy as high_entropy

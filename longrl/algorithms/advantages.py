@@ -140,6 +140,8 @@ class Outcomes:
     """[N] squared norm of the gradient of each token's log-probability with respect to its logits."""
     all_reduce: AllReduce = single_rank
     """Sums over ranks, for the statistics of the whole batch."""
+    task_deviations: Tensor | None = None
+    """[P] of all rewards of the group's task so far, this rollout's included: for advantages with a `task_decay`."""
 
     @cached_property
     def returns(self) -> Tensor:

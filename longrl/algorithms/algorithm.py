@@ -11,6 +11,7 @@ from torch import Tensor
 from longrl.algorithms import corrections, losses
 from longrl.algorithms.advantages import Outcomes, Selection, group_normalized, keep_all
 from longrl.algorithms.checks import FUNCTIONS, check_decoupled, check_steps, check_tokens
+from longrl.algorithms.control import EntropyControl, KLControl, MovingReference
 from longrl.algorithms.corrections import Correction
 from longrl.algorithms.losses import AllReduce, Surrogate, Tokens, single_rank
 from longrl.algorithms.needs import NO_NEEDS
@@ -37,8 +38,8 @@ class LossOutput:
 class Algorithm:
     """An RL objective; the defaults are GRPO without KL. `configs/algorithm/` has one file per paper.
 
-    L = sum over tokens of weight * (correction * surrogate(logp, old, advantage) + kl_coef * kl(logp, reference)),
-    where the second term is missing if the KL penalty is taken off the reward instead.
+    L = sum over tokens of weight * (correction * surrogate(logp, old, advantage) + kl_coef * kl(logp, reference)
+    - entropy_coef * entropy), where the second term is missing if the KL penalty is taken off the reward instead.
 
     In YAML a function is its import path or `file.py:function`, and one with settings a `class_path` with `init_args`.
     What a function needs of the run it says itself (longrl/algorithms/needs.py).
@@ -69,6 +70,15 @@ class Algorithm:
     """0 needs no reference policy."""
     kl_placement: Literal["loss", "reward"] = "loss"
     """`loss`: a term with its own gradient. `reward`: taken off the rewards before the advantage, at the old policy."""
+    kl_control: KLControl | None = None
+    """Moves the KL coefficient after each rollout, from `kl_coef` on; None leaves it."""
+    moving_reference: MovingReference | None = None
+    """Has the reference follow the policy; None leaves it where the run began."""
+    entropy_coef: float = 0.0
+    """Of the entropy bonus, whose gradient is that of the whole distribution of each token; 0 is none. verl's
+    `entropy_coeff`: entropies are weighed as the losses are."""
+    entropy_control: EntropyControl | None = None
+    """Moves the entropy coefficient after each rollout, from `entropy_coef` on; None leaves it."""
     clip_low: float = 0.2
     """The ratio is clipped below 1 - clip_low."""
     clip_high: float = 0.2
@@ -98,7 +108,14 @@ class Algorithm:
         for name, arguments in FUNCTIONS.items():
             function = resolve_function(getattr(self, name), f"model.algorithm.{name}", arguments)
             object.__setattr__(self, name, function)
-        check_ranges(self, "model.algorithm.", kl_coef=NOT_NEGATIVE, top_entropy_share=(LEAST, 1))
+        check_ranges(
+            self, "model.algorithm.", kl_coef=NOT_NEGATIVE, entropy_coef=NOT_NEGATIVE, top_entropy_share=(LEAST, 1)
+        )
+        if self.kl_control is not None and not self.kl_coef:
+            raise ValueError(
+                "model.algorithm.kl_control multiplies the coefficient that it begins with, and got kl_coef=0; set "
+                "model.algorithm.kl_coef above 0, or kl_control to null"
+            )
         for name in ("clip_low", "clip_high", "correction_cap"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"model.algorithm.{name} must be a number >= 0, got {getattr(self, name)}")
@@ -128,6 +145,12 @@ class Algorithm:
         """Checks the algorithm against a run whose policy takes denoising steps; as `validate`."""
         check_steps(self, num_generations, mini_batches)
 
+    @property
+    def task_decay(self) -> float | None:
+        """Of the averages of tasks' rewards that the advantage reads; None if it reads none."""
+        needs = getattr(self.advantage, "needs", NO_NEEDS)
+        return needs.task_decay
+
     def token_advantages(
         self,
         rewards: Tensor,
@@ -139,6 +162,7 @@ class Algorithm:
         parts: Mapping[str, Tensor] | None = None,
         part_weights: Mapping[str, Tensor] | None = None,
         gradient_norms: Tensor | None = None,
+        task_deviations: Tensor | None = None,
     ) -> Tensor:
         """The advantage of every token of a rollout.
 
@@ -155,6 +179,7 @@ class Algorithm:
             parts: as `Outcomes` has them, as are `part_weights` and `gradient_norms`.
             part_weights: of the parts.
             gradient_norms: [N], where the advantage reads them.
+            task_deviations: [P] of the rewards of each group's task, where the advantage asks for a `task_decay`.
 
         Returns:
             [N], completion after completion, in the dtype of the rewards.
@@ -175,6 +200,7 @@ class Algorithm:
             parts=parts or {},
             part_weights=part_weights or {},
             gradient_norms=gradient_norms,
+            task_deviations=task_deviations,
             all_reduce=all_reduce,
         )
         advantages: Tensor = self.advantage(outcomes)

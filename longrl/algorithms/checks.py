@@ -131,6 +131,11 @@ def check_steps(algorithm: Algorithm, num_generations: int, mini_batches: int) -
                 "correction to longrl.algorithms.no_correction, advantage to longrl.algorithms.group_normalized, "
                 "decoupled and greedy_baseline to false"
             )
+    if algorithm.entropy_coef or algorithm.entropy_control is not None:
+        raise ValueError(
+            "denoising steps are Gaussians of a given deviation, whose entropy no training changes; set "
+            "model.algorithm.entropy_coef to 0 and entropy_control to null"
+        )
     if algorithm.top_entropy_share < 1:
         raise ValueError(
             "denoising steps draw from Gaussians of a given deviation, whose entropies are equal, got "

@@ -49,6 +49,9 @@ class Needs:
     """Tokens that older weights drew, without which it has no effect."""
     gradient_norms: bool = False
     """Squared norms of each token's gradient (longrl/modules/token_statistics.py)."""
+    task_decay: float | None = None
+    """Of an advantage: that it reads how far the rewards of each task have spread, and the share of the averages that
+    a rollout leaves."""
 
 
 NO_NEEDS = Needs()

@@ -155,7 +155,8 @@ def take_step(policy: PolicyModule, step: StepRecord, prompts: Sequence[Prompt],
     for packed in micro_batches:
         assert packed is not None, "one rank has no others to wait for"
         watch.packed = packed
-        output = policy.policy(packed, features, policy.temperature, sequence)
+        options = loss_of.forward_options(packed, packed)
+        output = policy.policy(packed, features, policy.temperature, sequence, **options)
         note_scores(watch, "logp", output.logp)
         note_scores(watch, "entropy", output.entropy)
         result = loss_of(packed.to(policy.device), output)
@@ -221,4 +222,5 @@ def recorded_loss(policy: PolicyModule, step: StepRecord) -> TokenLoss:
         weights=weights,
         nonfinite=torch.zeros_like(weights, dtype=torch.bool),
     )
-    return RolloutLoss(policy.algorithm, batch)
+    had = {name: step.facts[name] for name in ("kl_coef", "entropy_coef") if name in step.facts}
+    return RolloutLoss(dataclasses.replace(policy.algorithm, **had), batch)

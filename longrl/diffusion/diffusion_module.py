@@ -37,7 +37,6 @@ from longrl.diffusion.trajectory_rows import (
 from longrl.io.number_ranges import LIMIT_OR_ZERO, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.ema import EMA_PREFIX, EMASettings, EMAWeights, holds_ema
-from longrl.models.lora import adapters_off
 from longrl.modules.initial_weights import plain_from
 from longrl.modules.mini_batches import MiniBatch, flatten_groups, make_mini_batches
 from longrl.modules.optimizer import OptimizerSettings
@@ -153,6 +152,7 @@ class DiffusionModule(TrainedModule):
 
     @override
     def before_load(self, checkpoint: Path) -> None:
+        super().before_load(checkpoint)
         # A checkpoint without averages is read into a module without: they will begin with its weights.
         for name, prefix in AVERAGES.items():
             if not holds_ema(checkpoint, prefix):
@@ -254,8 +254,9 @@ class DiffusionModule(TrainedModule):
         if self.objective is not None:
             flat = one_token_each(flat)
         mini_batches = make_mini_batches(
-            flat, self.mini_batches_per_rollout, self.algorithm, dp, old_logp=flat.sampler_logp, ref_logp=None
-        )
+            flat, self.mini_batches_per_rollout, self.algorithm, dp, old_logp=flat.sampler_logp, ref_logp=None,
+            task_deviations=self.deviations_of(flat),
+        )  # fmt: skip
         totals: dict[str, float] = defaultdict(float)
         for number, mini_batch in enumerate(mini_batches * self.epochs_per_rollout):
             for name, value in self._update(mini_batch, number == 0, number // len(mini_batches)).items():
@@ -334,9 +335,8 @@ class DiffusionModule(TrainedModule):
     def reference_velocity(self, *inputs: Any) -> Tensor:
         """[R, ...] velocities by the reference, of what the policy reads."""
         assert self.reference is not None
-        with adapters_off(self.family, self.reference.model):
-            velocity = self.reference(*inputs)
-        self.reference.release_root()
+        with self.reference_weights():
+            velocity: Tensor = self.reference(*inputs)
         return velocity
 
     def _idle_forward(self) -> Tensor:

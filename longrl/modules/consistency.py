@@ -21,7 +21,7 @@ from longrl.modules.mini_batches import FlatGroups
 from longrl.rewards.answers import answer_place
 from longrl.rewards.reward_sum import ACCURACY_NAME
 from longrl.strategies.axis import Axis
-from longrl.types import Completion, Metrics
+from longrl.types import Completion, Metrics, to_device
 
 ABOVE_0: Range = (LEAST, 1)
 PART = "consistency"
@@ -64,8 +64,9 @@ class Consistency:
         samples = [completion for group in flat.groups for completion in group.completions]
         index, in_answer = answer_tokens(tokenizer, samples)
         accuracy = [group.reward_parts[ACCURACY_NAME] for group in flat.groups]
-        known = torch.cat([torch.zeros(0), *accuracy]).view_as(flat.rewards).to(device)  # [P, G]
-        likelihood = answer_likelihood(ref_logp, index.to(device), in_answer.to(device), len(samples))
+        known = to_device(torch.cat([torch.zeros(0), *accuracy]), device).view_as(flat.rewards)  # [P, G]
+        index, in_answer = to_device(index, device), to_device(in_answer, device)
+        likelihood = answer_likelihood(ref_logp, index, in_answer, len(samples))
         likelihood = likelihood.view_as(flat.rewards)
         right = right_completions(known, flat.valid)
         earned = consistency_bonus(known, right, likelihood, margin=self.margin, most=self.most)

@@ -278,7 +278,7 @@ class Teaching:
 
 
 @dataclass(frozen=True)
-class DistilledLoss:
+class DistilledLoss(TokenLoss):
     """An objective and the teachers' term beside it: a `TokenLoss`."""
 
     inner: TokenLoss
@@ -313,14 +313,9 @@ class DistilledLoss:
         }
         return LossOutput(loss, {**result.metrics, **metrics})
 
-    @property
-    def reads_entropy(self) -> bool:
-        """True if the inner loss has entropies carry a gradient."""
-        return getattr(self.inner, "reads_entropy", False)
-
     def forward_options(self, packed: Packed | None, here: Packed) -> dict[str, Any]:
-        """What the policy's forward pass is told of a micro-batch, see `Teaching.targets`."""
-        return {"teacher": self.teaching.targets(packed, here)}
+        """See `TokenLoss` and `Teaching.targets`."""
+        return {**self.inner.forward_options(packed, here), "teacher": self.teaching.targets(packed, here)}
 
     def tensors(self) -> dict[str, Tensor]:
         """See `TokenLoss`."""

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol
+from typing import Any, Generic, Protocol
 
 import torch
 from torch import Tensor
@@ -156,6 +156,8 @@ class MiniBatch(Generic[PromptT, ScoredT]):
     """[C] bool, True for completions that are left out, for a score or advantage of theirs is not finite."""
     high_entropy: HighEntropy | None = None
     """The tokens that get the policy gradient, where not all do."""
+    reward_kl: Tensor | None = None
+    """[N] KL estimates that were taken off the rewards, where a control of the coefficient reads them."""
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the loss reads beside tokens, by name."""
@@ -183,6 +185,7 @@ def make_mini_batches(
     ref_logp: Tensor | None,
     statistics: TokenStatistics = NO_STATISTICS,
     token_rewards: Tensor | None = None,
+    task_deviations: Tensor | None = None,
 ) -> list[MiniBatch[PromptT, ScoredT]]:
     """The groups of a rollout with their advantages, in mini-batches; every rank of the run must call it.
 
@@ -195,6 +198,7 @@ def make_mini_batches(
         ref_logp: [N] of the reference policy, or None without KL penalty.
         statistics: what the objective reads of the tokens beside that.
         token_rewards: [N] rewards of tokens for themselves alone, added to their advantages.
+        task_deviations: [P] of the rewards of each group's task, where the algorithm has a `task_decay`.
     """
     # 1. A completion with a score that is not finite is not valid: it enters no mean. The score becomes one without
     #    meaning, for 0 * nan would be nan.
@@ -221,6 +225,7 @@ def make_mini_batches(
         parts=flat.parts,
         part_weights=flat.part_weights,
         gradient_norms=statistics.gradient_norms,
+        task_deviations=task_deviations,
     )
     if token_rewards is not None:
         is_counted = valid.flatten().repeat_interleave(flat.lengths)  # [N]
@@ -254,6 +259,7 @@ def make_mini_batches(
                 weights=weights,
                 nonfinite=(in_loss & ~kept)[completions],
                 high_entropy=chosen,
+                reward_kl=None if penalty is None or algorithm.kl_control is None else penalty[tokens],
             )
         )
     return mini_batches
@@ -292,9 +298,18 @@ class TokenLoss(Protocol):
     def tensors(self) -> dict[str, Tensor]:
         """All that the loss reads beside tokens, by name."""
 
+    def forward_options(self, packed: Packed | None, here: Packed) -> dict[str, Any]:
+        """What the policy's forward pass is told of a micro-batch, for most losses nothing.
+
+        Args:
+            packed: on the host; None of a micro-batch to wait through.
+            here: the same on the device.
+        """
+        return {}
+
 
 @dataclass(frozen=True)
-class RolloutLoss:
+class RolloutLoss(TokenLoss):
     """The algorithm's objective on a mini-batch of rollouts."""
 
     algorithm: Algorithm
@@ -325,13 +340,19 @@ class RolloutLoss:
             completion_index=packed.completion_index,
             stale=mini_batch.staleness[rows] > 0,
         )
-        of_completions = completion_means(output.entropy, packed.completion_index, len(mini_batch.weights))
+        of_completions = completion_means(output.entropy.detach(), packed.completion_index, len(mini_batch.weights))
         self.entropies.append(of_completions)
-        metrics = {"entropy": (output.entropy * weights).sum(), **result.metrics}
+        entropy = (output.entropy * weights).sum()
+        metrics = {"entropy": entropy.detach(), **result.metrics}
         if mini_batch.high_entropy is not None:
             metrics["entropy_threshold"] = (mini_batch.high_entropy.threshold * weights).sum()
             metrics["high_entropy_share"] = (mini_batch.high_entropy.chosen[rows] * weights).sum()
-        return LossOutput(result.loss, metrics)
+        if mini_batch.reward_kl is not None:
+            metrics["kl_ref"] = (mini_batch.reward_kl[rows] * weights).sum()
+        loss = result.loss
+        if self.algorithm.entropy_coef > 0:
+            loss = loss - self.algorithm.entropy_coef * entropy
+        return LossOutput(loss, metrics)
 
     def _advantages(self, rows: Tensor) -> Tensor:
         """[R] advantages of tokens; 0, of which a surrogate has no gradient, for those that are to have none."""
@@ -339,6 +360,10 @@ class RolloutLoss:
         if self.mini_batch.high_entropy is None:
             return advantages
         return advantages.where(self.mini_batch.high_entropy.chosen[rows], 0.0)
+
+    def forward_options(self, packed: Packed | None, here: Packed) -> dict[str, Any]:
+        """See `TokenLoss`: a bonus needs the entropies' gradient."""
+        return {"entropy_gradient": self.algorithm.entropy_coef > 0}
 
     def tensors(self) -> dict[str, Tensor]:
         """See `TokenLoss`."""

@@ -24,7 +24,6 @@ from longrl.features.trainable_features import TrainableFeatures
 from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
-from longrl.models.lora import adapters_off
 from longrl.modules.consistency import Consistency
 from longrl.modules.distiller import DistilledLoss, Distiller, Teaching
 from longrl.modules.expert_load import ExpertLoads
@@ -33,7 +32,7 @@ from longrl.modules.mini_batches import FlatGroups, RolloutLoss, TokenLoss, flat
 from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.preference_loss import RewardShift
-from longrl.modules.preference_step import check_stage, preference_step, preference_validation
+from longrl.modules.preference_step import preference_step, preference_validation, warn_without_pairs
 from longrl.modules.scoring import PackedScoring, TokenScores, all_media as all_media
 from longrl.modules.sft_step import sft_step, sft_validation
 from longrl.modules.skipped_steps import text_record
@@ -169,7 +168,7 @@ class PolicyModule(TrainedModule):
             limit = micro_batch_limit(self.max_tokens_per_micro_batch, self.parallel.degrees)
             data_module_of(self.trainer).limit_lengths([limit], ("train", "val"))
         if stage == "fit":
-            check_stage(self)
+            warn_without_pairs(self)
 
     @override
     def build_model(self) -> nn.Module:
@@ -293,6 +292,7 @@ class PolicyModule(TrainedModule):
             ref_logp,
             statistics,
             token_rewards,
+            self.deviations_of(flat),
         )
         taught: Sequence[Teaching | None] = [None] * len(mini_batches)
         if teaching is not None:
@@ -354,7 +354,7 @@ class PolicyModule(TrainedModule):
         for packed in micro_batches:
             PULSE.beats += 1
             here = self.scoring.on_device(packed)
-            options = loss.forward_options(packed, here) if isinstance(loss, DistilledLoss) else {}
+            options = loss.forward_options(packed, here)
             output: PolicyOutput = self.policy(here, features, self.temperature, sequence, **options)
             loads.add(output.load, counts=packed is not None)
             if packed is None:  # this rank only helps the others to gather weights and to sum gradients
@@ -443,15 +443,11 @@ class PolicyModule(TrainedModule):
         reference = self.reference
         if reference is None:
             return None
-        if self.vision_encoder_trains:  # the reference has the encoder it started with
-            cache = FeatureCache(self.family, parallel=self.parallel)
-            features = cache.get_or_encode(reference.model, all_media(prompts, completions))
-        with contextlib.ExitStack() as stack:
-            if self.family.lora is not None:  # the reference is the policy without what its adapters add
-                stack.enter_context(adapters_off(self.family, reference.model))
-            logp = self.score(reference, prompts, completions, features, replays_experts=False)
-        reference.release_root()
-        return logp
+        with self.reference_weights():
+            if self.vision_encoder_trains:  # the reference has an encoder of its own
+                cache = FeatureCache(self.family, parallel=self.parallel)
+                features = cache.get_or_encode(reference.model, all_media(prompts, completions))
+            return self.score(reference, prompts, completions, features, replays_experts=False)
 
     def score(
         self,

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from longrl.algorithms import LossOutput
 from longrl.algorithms.preferences import PairScores, Preference
+from longrl.modules.mini_batches import TokenLoss
 from longrl.types import Continuation, Packed, PolicyOutput, to_device
 
 
 @dataclass(frozen=True)
-class PreferenceLoss:
+class PreferenceLoss(TokenLoss):
     """The objective on the pairs of an optimizer step: a `TokenLoss`; `of_pairs` makes one.
 
     Its values add up over micro-batches to means over all pairs of the step, whatever the split: a pair is in one.

@@ -67,21 +67,10 @@ def preference_validation(policy: PolicyModule, batch: Batch) -> dict[str, tuple
     return {name: (float(each.sum()), len(pairs)) for name, each in {"loss": losses, **values}.items()}
 
 
-def check_stage(policy: PolicyModule) -> None:
-    """Compares the objective on pairs with the run's stage, before weights are loaded.
-
-    Raises:
-        ValueError: a teacher is to teach pairs.
-    """
-    if not policy.learns_pairs():
-        if policy.preference_is_given:
-            logger.warning("model.preference has no effect without data.stage=preference; set that, or leave it out")
-        return
-    if policy.distiller is not None:
-        raise ValueError(
-            "model.teacher teaches answers one by one, and data.stage=preference compares two of them; leave the "
-            "teacher out, or set data.stage to sft or rl"
-        )
+def warn_without_pairs(policy: PolicyModule) -> None:
+    """Says that an objective on pairs has no effect in another stage."""
+    if policy.preference_is_given and not policy.learns_pairs():
+        logger.warning("model.preference has no effect without data.stage=preference; set that, or leave it out")
 
 
 def answers_of(prompt: Prompt) -> list[Continuation]:

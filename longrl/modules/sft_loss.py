@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from longrl.algorithms import LossOutput
+from longrl.modules.mini_batches import TokenLoss
 from longrl.types import Batch, Continuation, Packed, PolicyOutput
 
 
 @dataclass(frozen=True)
-class SFTLoss:
+class SFTLoss(TokenLoss):
     """Negative log-likelihood per response token of the whole batch: a `TokenLoss`."""
 
     num_tokens: int

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,19 +22,31 @@ from typing_extensions import override
 
 from longrl.algorithms import Algorithm
 from longrl.datamodules.loading.data_module import StreamedData
-from longrl.models.lora import LoRASettings, check_resumed, refuse_dropout, to_checkpoint
+from longrl.models.ema import EMAWeights
+from longrl.models.lora import LoRASettings, adapters_off, check_resumed, refuse_dropout, to_checkpoint
+from longrl.modules.coefficients import Coefficients, coefficient_metrics
 from longrl.modules.host_adamw import offload_state
 from longrl.modules.initial_weights import check_resumed_weights
 from longrl.modules.metric_means import MetricMeans
-from longrl.modules.mini_batches import MiniBatch
+from longrl.modules.mini_batches import FlatGroups, MiniBatch
+from longrl.modules.moving_reference import (
+    check_reference,
+    complete,
+    has_reference,
+    holds_reference,
+    moving_reference_of,
+    refuse_lost_reference,
+    swapped,
+)
 from longrl.modules.optimizer import OptimizerSettings, fuse_by_device
 from longrl.modules.phase_times import PhaseTimes
 from longrl.modules.skipped_steps import SkippedSteps, StepRecord, tell_nonfinite
 from longrl.modules.step_statistics import PARTS, advantage_metrics, advantage_sums, gradient_norms
+from longrl.modules.task_deviations import TaskDeviations
 from longrl.strategies.axis import Axis
 from longrl.strategies.fsdp import RootModule, ShardableFamily, move_unsharded
 from longrl.strategies.parallel import Parallel, ParallelModule
-from longrl.types import Group, Metrics
+from longrl.types import Group, Metrics, to_device
 
 if TYPE_CHECKING:
     from longrl.datamodules.longvideo_reason import LongVideoReason
@@ -134,11 +147,17 @@ class TrainedModule(ParallelModule, abc.ABC):
 
     family: TrainableFamily
     model: nn.Module
-    """The model once `configure_model` has run. It alone is a submodule: its names are those of checkpoints."""
+    """The model once `configure_model` has run. Its names are those of checkpoints, and beside it there are averages
+    alone: a moving reference, and of a diffusion model the EMA."""
     policy: RootModule
     """Scores with the model's weights; the root of their shards."""
     reference: RootModule | None
-    """The policy that the run began with, if it is compared with; neither saved nor trained."""
+    """The policy that the run began with, if it is compared with; neither saved nor trained. Or the policy itself,
+    which computes as its reference within `reference_weights`."""
+    moving_reference: EMAWeights | None
+    """The reference's numbers of what trains, if it moves, once there are weights; saved in checkpoints."""
+    _first_reference: EMAWeights | None
+    """The same, also while a checkpoint without one is read."""
 
     def __init__(
         self,
@@ -157,6 +176,10 @@ class TrainedModule(ParallelModule, abc.ABC):
         self.automatic_optimization = False
         self.family = family
         self.algorithm = algorithm or Algorithm()
+        """The objective of this rollout: with the coefficients that it has."""
+        self.coefficients = Coefficients(self.algorithm)
+        self.task_deviations = TaskDeviations(self.algorithm.task_decay)
+        self.moving_reference = None
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.init_from = init_from
         self.mini_batches_per_rollout = mini_batches_per_rollout
@@ -214,6 +237,8 @@ class TrainedModule(ParallelModule, abc.ABC):
                 f"{type(self.trainer.strategy).__name__}; set trainer.strategy to "
                 "longrl.strategies.mr_sp.MRSPStrategy, or trainer.devices to 1"
             )
+        if stage == "fit":
+            check_reference(self.algorithm.moving_reference, self.needs_reference())
         if stage == "fit" and self.is_rl():
             refuse_dropout(self.family.lora)
 
@@ -223,6 +248,8 @@ class TrainedModule(ParallelModule, abc.ABC):
             return
         self.model = self.build_model()
         self._keep_unregistered("policy", self.parallel.wrap(self.family, self.model))
+        self.moving_reference = moving_reference_of(self.model, self.algorithm.moving_reference)
+        object.__setattr__(self, "_first_reference", self.moving_reference)
         self.is_built = True
 
     @override
@@ -235,14 +262,29 @@ class TrainedModule(ParallelModule, abc.ABC):
         """The weights of the policy that the run began with.
 
         With adapters they are the policy's own, for scoring switches the adapters off (`adapters_off`): `init_from`
-        was merged into frozen weights, and the adapters began at zero. Else they are a second model.
+        was merged into frozen weights, and the adapters began at zero. So have those of a moving reference, which
+        change places with the policy's. Else they are a second model.
         """
-        if self.family.lora is not None:
+        if self.family.lora is not None or self.algorithm.moving_reference is not None:
             return self.policy
         model = self.build_model().eval().requires_grad_(False)
         reference = self.parallel.wrap(self.family, model)
         move_unsharded(model, self.device)
         return reference
+
+    @contextlib.contextmanager
+    def reference_weights(self) -> Iterator[None]:
+        """Inside, `reference` computes as the reference policy, whether it has a model of its own or not.
+
+        Every rank of the run must enter, and nobody may score with the policy meanwhile.
+        """
+        assert self.reference is not None
+        weights: contextlib.AbstractContextManager[None] = adapters_off(self.family, self.reference.model)
+        if self.moving_reference is not None:
+            weights = swapped(self.moving_reference, self.policy)
+        with weights:
+            yield
+            self.reference.release_root()
 
     def _keep_unregistered(self, name: str, module: RootModule | None) -> None:
         """Sets an attribute past nn.Module: as a submodule it would be in checkpoints, under names of its own."""
@@ -251,6 +293,7 @@ class TrainedModule(ParallelModule, abc.ABC):
     @override
     def on_train_start(self) -> None:
         """Only now have weights and optimizer been restored."""
+        self.moving_reference = self._first_reference  # of a checkpoint without one
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         offload_state(optimizer)
@@ -267,6 +310,10 @@ class TrainedModule(ParallelModule, abc.ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["lora"] = to_checkpoint(self.family.lora)
         checkpoint["skipped_steps"] = self.skipped_steps.state_dict()
+        for name, state in (("coefficients", self.coefficients), ("task_deviations", self.task_deviations)):
+            values = state.state_dict()
+            if values:
+                checkpoint[name] = values
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -274,6 +321,23 @@ class TrainedModule(ParallelModule, abc.ABC):
         path = str(self.trainer.ckpt_path)
         check_resumed_weights(self.state_dict(), checkpoint, path)
         self.skipped_steps.load_state_dict(checkpoint.get("skipped_steps", {}))
+        self.coefficients.load_state_dict(checkpoint.get("coefficients", {}))
+        self.algorithm = self.coefficients.of(self.algorithm)
+        self.task_deviations.load_state_dict(checkpoint.get("task_deviations", {}))
+        state = checkpoint.get("state_dict", {})  # MRSPStrategy has read the weights already: `before_load`
+        if self.algorithm.moving_reference is None and has_reference(state):
+            refuse_lost_reference(path)
+        if state and not has_reference(state):
+            complete(state, self.state_dict())
+
+    @override
+    def before_load(self, checkpoint: Path) -> None:
+        """Makes the module's names those of a checkpoint of ranks: one of a fixed reference has no moved one."""
+        is_there = holds_reference(checkpoint)
+        if is_there and self.algorithm.moving_reference is None:
+            refuse_lost_reference(str(checkpoint))
+        if not is_there:
+            self.moving_reference = None
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -286,6 +350,7 @@ class TrainedModule(ParallelModule, abc.ABC):
         if isinstance(data, StreamedData):
             self.log_dict(data.metrics(), batch_size=1)
         if metrics:
+            metrics |= self._follow(metrics, getattr(batch, "groups", None))
             named = {f"train/{name}": value for name, value in metrics.items()}
             named["train/nonfinite_steps"] = float(self.skipped_steps.count)
             self.log_dict(named, batch_size=1)
@@ -325,6 +390,7 @@ class TrainedModule(ParallelModule, abc.ABC):
                 "rank": self.global_rank,
                 "loss": loss,
                 "grad_norm": grad_norm,
+                **coefficient_metrics(self.algorithm),
             }
             folder = Path(self.trainer.default_root_dir)
             self.skipped_steps.add(folder, record, facts)
@@ -339,7 +405,29 @@ class TrainedModule(ParallelModule, abc.ABC):
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
+        if self.moving_reference is not None:
+            self.moving_reference.update(self.global_step)
         return metrics
+
+    def deviations_of(self, flat: FlatGroups[Any, Any]) -> Tensor | None:
+        """[P] deviation of the rewards of each group's task, this rollout's included; None if the algorithm reads none.
+
+        Every rank must call it, once for each rollout.
+        """
+        deviations = self.task_deviations.follow(flat.groups, self.parallel.dp)
+        return None if deviations is None else to_device(deviations, flat.rewards.device)
+
+    def _follow(self, metrics: Metrics, groups: Sequence[Group[Any, Any]] | None) -> Metrics:
+        """Moves what follows the rollouts; returns the metrics of the coefficients that this one had."""
+        if groups is None:  # SFT
+            return {}
+        had = coefficient_metrics(self.algorithm) | self.task_deviations.metrics()
+        if self.coefficients.are_moved:
+            local = {"completions": float(sum(len(group.completions) for group in groups))}
+            num_completions = self.parallel.dp.sum_dict(local)["completions"]
+            self.coefficients.follow(metrics, int(num_completions))
+            self.algorithm = self.coefficients.of(self.algorithm)
+        return had
 
     def watch_batches(self, mini_batches: Sequence[MiniBatch[Any, Any]]) -> Metrics:
         """Notes whether a rollout had anything to learn from, and how: advantages, completions that are in no loss.

@@ -17,6 +17,7 @@ from longrl.planning.formulas import is_mlp_chunked
 from longrl.planning.hardware import Hardware
 from longrl.planning.inputs import MicroBatch, ModelSizes, Plan, micro_batch
 from longrl.planning.launches import decoded_prompts
+from longrl.planning.teachers import as_policy
 from longrl.strategies.sequence import HeadLayout
 
 BACKWARD = 2
@@ -117,11 +118,19 @@ def step_flops(plan: Plan) -> dict[str, float]:
     encoding = prompts * plan.encoded_videos * encode_flops(plan)
     update = count * (layers + head - spared_flops(plan, batch) + chunked_mlp_flops(plan, batch))
     trains = plan.sizes.vision_encoder is not None and plan.sizes.vision_encoder.trains
+    of_teachers = {}
+    for teacher in plan.teachers:  # of several, which share the groups, the largest
+        own = as_policy(plan, teacher)
+        whole = count * (forward_flops(own, batch) + head_flops(own, batch)) + prompts * encode_flops(own)
+        of_teachers["teacher"] = max(whole, of_teachers.get("teacher", 0.0))
+        if teacher.keeps_hidden:  # its logits, in the update's chunks and when these are computed again
+            update += 2 * count * head_flops(own, batch) / len(plan.teachers)
     return {
         "encode": encoding,
         "prefill": prompts * prefill_flops(plan),
         "decode": prompts * plan.num_generations * decode_flops(plan),
         "score": once * scoring_passes(plan),
+        **of_teachers,
         "update": plan.epochs * (update + trains * (1 + BACKWARD) * encoding),
     }
 
@@ -157,9 +166,26 @@ def step_times(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> dict[s
         "prefill": prefill_s(plan, hardware, efficiency),
         "decode": decode_s(plan, hardware, efficiency),
         "score": scoring + passes * exchange,
+        **teacher_s(plan, batch, hardware, efficiency, flops.get("teacher", 0.0)),
         "update": updating + plan.epochs * backward * exchange + moments_s(plan, hardware, efficiency),
     }
     return seconds | {"step": sum(seconds.values())}
+
+
+def teacher_s(
+    plan: Plan, batch: MicroBatch, hardware: Hardware, efficiency: Efficiency, operations: float
+) -> dict[str, float]:
+    """Seconds of the teachers' phase, nothing without any."""
+    seconds = {}
+    for teacher in plan.teachers:
+        own = as_policy(plan, teacher)
+        busy = operations / plan.sp_group / (hardware.flops * efficiency.compute)
+        gathering = batch.count * gather_s(own, hardware, efficiency)
+        launching = launches.score_launch_s(own, batch, efficiency.launch_s)
+        exchanging = batch.count * exchange_s(own, batch, hardware, efficiency)
+        slowest = max(busy, gathering, launching) + exchanging
+        seconds["teacher"] = max(slowest, seconds.get("teacher", 0.0))
+    return seconds
 
 
 def prefill_rounds(plan: Plan) -> int:

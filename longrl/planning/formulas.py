@@ -17,6 +17,8 @@ from longrl.planning.inputs import Plan
 
 ADAPTER_BYTES = 4
 """Size of a value of LoRA's matrices (longrl/models/lora.py)."""
+AVERAGE_BYTES = 4
+"""Size of a value of a moving reference (longrl/models/ema.py)."""
 MemoryParts = dict[str, float]
 """{kind: bytes on one device}."""
 
@@ -44,34 +46,25 @@ def frozen_encoder_memory(plan: Plan) -> float:
     return float(plan.encoder_bytes * plan.sizes.frozen_encoder_params)
 
 
+def trained_numbers(plan: Plan) -> float:
+    """Numbers in this rank's shards of what the optimizer changes; none with offload."""
+    return trained_memory(plan) / (ADAPTER_BYTES if plan.sizes.adapter_params else plan.weight_bytes)
+
+
 def reference_memory(plan: Plan) -> float:
     """Shards of the reference, its own encoder in full, for it does not train, and its root unit gathered.
 
     Without a backward pass nothing lets that go (`reshard_after_forward=False`): w text / m + c (encoder + root). With
-    adapters it is the policy without them.
+    adapters it is the policy without them. One that moves has the numbers of what trains in float32, and while it
+    scores the policy's are kept beside it: (4 + w) / m per number; none with offload.
     """
+    if plan.reference and plan.moving_reference:
+        return trained_memory(plan) + trained_numbers(plan) * AVERAGE_BYTES
     if not plan.reference or plan.sizes.adapter_params:
         return 0.0
     text = 0.0 if plan.offload else plan.sizes.text_params / plan.shards
     encoder = min(plan.weight_bytes, plan.gathered_bytes) * plan.sizes.encoder_params
     return plan.weight_bytes * text + encoder + plan.gathered_bytes * plan.sizes.root_params
-
-
-def teacher_memory(plan: Plan) -> float:
-    """Shards of every teacher, its encoder in full, its root gathered twice, and what it said of N tokens.
-
-    The second root is the copy of its LM head that the update reads (`LocalTeacher._head`); beside it, features that it
-    keeps and [N, D] hidden states or [N, k] ids and log-probabilities, on every rank of a sequence-parallel group.
-    """
-    num_tokens = plan.prompts_per_batch * plan.num_generations * (plan.completion_tokens - plan.observed_tokens)
-    total = 0.0
-    for teacher in plan.teachers:
-        held = min(teacher.weight_bytes, plan.gathered_bytes)
-        said = 12 * plan.teacher_top_k if plan.teacher_top_k else held * teacher.hidden
-        total += 0.0 if teacher.offload else teacher.weight_bytes * teacher.text_params / plan.shards
-        total += held * (teacher.encoder_params + 2 * teacher.root_params)
-        total += teacher.feature_cache_bytes + num_tokens * said
-    return total
 
 
 def optimizer_memory(plan: Plan) -> float:
@@ -97,7 +90,6 @@ def standing_memory(plan: Plan) -> MemoryParts:
         "weights": weight_memory(plan) + adapter_memory(plan),
         "vision encoder": frozen_encoder_memory(plan),
         "reference": reference_memory(plan),
-        "teacher": teacher_memory(plan),
         "optimizer": optimizer_memory(plan),
         "features": features,
         "workspace": float(plan.workspace_bytes),

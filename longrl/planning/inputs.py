@@ -20,7 +20,6 @@ from longrl.models.base import CausalFamily
 from longrl.models.lora import add_adapters
 from longrl.models.planning_sizes import AudioSizes, TextSizes, VisionSizes, is_expert
 from longrl.planning.shapes import build_on_meta
-from longrl.planning.teacher_share import TeacherShare
 from longrl.strategies.sequence import HeadLayout
 from longrl.strategies.whole_tensors import BUCKET_BYTES
 
@@ -177,6 +176,22 @@ class VLLMShare:
 
 
 @dataclass(frozen=True)
+class PlannedTeacher:
+    """A teacher whose weights are on the trainer's devices."""
+
+    sizes: ModelSizes
+    weight_bytes: int
+    """Size of a value in its family's `dtype`."""
+    gathered_bytes: int
+    """Size of a value of gathered weights and of its hidden states."""
+    offload: bool = False
+    keeps_hidden: bool = True
+    """Hidden states of every scored row and its LM head are kept for the update."""
+    top_k: int = 0
+    """In their place, so many tokens of every row; 0 is neither."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """A run as the planner sees it; every prompt has the longest video and every completion its longest answer.
 
@@ -213,10 +228,10 @@ class Plan:
     """True if a reference policy is kept."""
     pairs: bool = False
     """Completions are the two answers of pairs, which need it for more than a penalty."""
-    teachers: tuple[TeacherShare, ...] = ()
-    """Of `model.teacher`, those whose weights are here."""
-    teacher_top_k: int | None = None
-    """Numbers of a token that a teacher says; None where it says a hidden state."""
+    moving_reference: bool = False
+    """True if it is one that follows the policy."""
+    teachers: tuple[PlannedTeacher, ...] = ()
+    """`model.teacher`, those on these devices."""
     fp32_lm_head: bool = False
     """`model.algorithm.fp32_lm_head`."""
     prompts_per_batch: int = 1

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from longrl.planning import formulas as f, vllm_formulas as v
+from longrl.planning import formulas as f, teachers as t, vllm_formulas as v
 from longrl.planning.formulas import MemoryParts
 from longrl.planning.hardware import GIB
 from longrl.planning.inputs import MicroBatch, Plan, micro_batch, needed_budget
@@ -46,13 +46,17 @@ def estimate_memory(plan: Plan) -> MemoryEstimate:
         ValueError: a prompt with one completion is over the budget of a micro-batch.
     """
     batch = micro_batch(plan)
-    standing = f.standing_memory(plan)
+    standing = standing_memory(plan)
     asleep = {"vLLM": v.asleep_memory(plan)} if plan.vllm else {}
     phases = {
         "encode": encoding(plan, awake=plan.resamples),
         **generation_phases(plan, standing),
-        "update": max(update_moments(plan, batch, standing | asleep), key=lambda parts: sum(parts.values())),
     }
+    of_update = standing | asleep
+    if plan.teachers:
+        phases["teacher"] = t.teacher_phase(plan, batch, of_update)
+        of_update = of_update | {"teachers' scores": t.kept_memory(plan)}
+    phases["update"] = max(update_moments(plan, batch, of_update), key=lambda parts: sum(parts.values()))
     if plan.sizes.vision_encoder:  # all batches but the first are encoded beside an engine that is awake
         phases["validate"] = encoding(replace(plan, prompts_per_batch=plan.eval_prompts), awake=True)
     if plan.reference or plan.mini_batches * plan.epochs > 1:  # old and reference log-probabilities, without gradient
@@ -70,11 +74,17 @@ def estimate_memory(plan: Plan) -> MemoryEstimate:
     return MemoryEstimate(phases, peak_phase, totals[peak_phase])
 
 
+def standing_memory(plan: Plan) -> MemoryParts:
+    """What is there in every phase: of the policy, its reference and its teachers."""
+    standing = f.standing_memory(plan)
+    return standing | {"teachers": t.teacher_memory(plan)} if plan.teachers else standing
+
+
 def encoding(plan: Plan, *, awake: bool) -> MemoryParts:
     """The encoder's calls, or gathering features while those of the batch before are still there."""
     parts = {"feature exchange": f.feature_exchange(plan), "encoder activations": f.encoder_activations(plan)}
     largest = max(parts, key=parts.__getitem__)
-    held = f.standing_memory(plan) | {largest: parts[largest]}
+    held = standing_memory(plan) | {largest: parts[largest]}
     if plan.vllm:
         held["vLLM"] = v.awake_memory(plan) if awake else v.asleep_memory(plan)
     return held
@@ -144,8 +154,11 @@ def host_memory(plan: Plan, prefetched_prompts: int) -> MemoryParts:
     if plan.offload:  # weights, gradients, moments and the reference
         on_device = replace(plan, offload=False)
         offloaded = f.weight_memory(on_device) + f.adapter_memory(on_device) + 3 * f.trained_memory(on_device)
-        has_reference = plan.reference and not plan.sizes.adapter_params
-        offloaded += plan.weight_bytes * plan.sizes.text_params / plan.shards if has_reference else 0.0
+        if plan.reference and plan.moving_reference:
+            offloaded += f.reference_memory(on_device)
+        elif plan.reference and not plan.sizes.adapter_params:
+            offloaded += plan.weight_bytes * plan.sizes.text_params / plan.shards
+    offloaded += t.host_bytes(plan)
     if plan.checkpoints_on_host:  # of one micro-batch
         one = f.checkpoint_memory(plan, micro_batch(plan).local_rows(plan), 1)
         offloaded += float(len(plan.sizes.layer_params) * pinned(one))
@@ -244,6 +257,14 @@ def _changes(plan: Plan) -> list[tuple[str, object, Plan]]:
         (moments_offloadable, "model.optimizer.offload", "true", {"optimizer_offload": True}),
         (plan.gathered_bytes > 2, f"{strategy}.sharding.compute_dtype", "bfloat16", {"gathered_bytes": 2}),
         (prompts > 0, "data.prompts_per_batch", prompts, {"prompts_per_batch": prompts}),
+        (
+            any(not one.offload for one in plan.teachers),
+            "model.teacher.init_args.offload",
+            "true",
+            {
+                "teachers": tuple(replace(one, offload=True) for one in plan.teachers),
+            },
+        ),
         (not plan.offload, f"{strategy}.sharding.offload", "true", {"offload": True}),
         (plan.reference and not plan.pairs, "model.algorithm.kl_coef", 0, {"reference": False}),
     ]

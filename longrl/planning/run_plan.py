@@ -19,11 +19,10 @@ from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
 from longrl.modules.eight_bit import MOMENT_BYTES
 from longrl.modules.policy import PolicyModule
-from longrl.planning import flops, memory, shapes
+from longrl.planning import flops, memory, shapes, teachers
 from longrl.planning.formulas import MemoryParts
 from longrl.planning.hardware import GIB, Hardware, find_hardware
 from longrl.planning.inputs import ModelSizes, Plan, VLLMShare, needed_budget
-from longrl.planning.teachers import teacher_notes, teacher_numbers, teacher_shares
 from longrl.strategies.mr_sp import MRSPStrategy, check_sizes, sp_group_size_of
 from longrl.types import Frames, Media, SamplingParams
 
@@ -157,7 +156,7 @@ def plan_run(run: PlannedRun, options: PlanOptions, command: str) -> PlanReport:
         peak_phase=estimate.peak_phase,
         fits=verdict.fits,
         verdict=verdict.text,
-        notes=[*notes, *head_notes(plan), *environment_notes(plan), *teacher_notes(run.model.distiller)],
+        notes=[*notes, *head_notes(plan), *environment_notes(plan), *teacher_notes(plan)],
         operations=flops.step_flops(plan),
         times_s=flops.step_times(plan, machine, efficiency),
         largest_frames=memory.largest_frames(plan, machine.memory_bytes, with_frames) if with_frames else 0,
@@ -227,8 +226,8 @@ def plan_from_run(
         moment_bytes=None if model.optimizer_settings.kind == "adamw" else MOMENT_BYTES,
         pairs=has_pairs,
         reference=model.preference.needs_reference if has_pairs else is_rl and model.rollouts_need_reference,
-        teachers=teacher_shares(model.distiller),
-        teacher_top_k=teacher_numbers(model.distiller),
+        moving_reference=model.algorithm.moving_reference is not None,
+        teachers=teachers.planned_teachers(model.distiller, compute),
         fp32_lm_head=model.algorithm.fp32_lm_head,
         prompts_per_batch=data.prompts_per_batch,
         eval_prompts=data.eval_prompts_per_batch,
@@ -353,6 +352,13 @@ def environment_notes(plan: Plan) -> list[str]:
         f"rollout.environment: every completion is planned with all {plan.observed_tokens} tokens of "
         f"max_observed_tokens{media}; seconds of tools and of waiting for them are not counted"
     ]
+
+
+def teacher_notes(plan: Plan) -> list[str]:
+    """Says what teachers are taken to read."""
+    if not plan.teachers:
+        return []
+    return ["model.teacher: planned with the policy's prompts; what data.teacher_view shows beside is not counted"]
 
 
 def shared_by(vllm: VLLMShare | None, sp: int) -> VLLMShare | None:

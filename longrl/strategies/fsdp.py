@@ -116,6 +116,13 @@ class RootModule(nn.Module):
         if isinstance(self, fsdp.FSDPModule):
             self.reshard()
 
+    def release_all(self) -> None:
+        """Lets go of all gathered weights, encoders' included, for those in the shards have changed."""
+        self.release_root()
+        for module in self.model.modules():
+            if isinstance(module, fsdp.FSDPModule):
+                module.reshard()
+
 
 def move_unsharded(module: nn.Module, device: torch.device) -> None:
     """Moves what is no shard, in place: buffers, and the weights of a frozen encoder.

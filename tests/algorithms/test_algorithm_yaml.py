@@ -14,12 +14,16 @@ from longrl.algorithms import (
     Constant,
     CorrectionProduct,
     DualClipped,
+    EntropyControl,
     GeometricMask,
     InOrder,
+    KLControl,
+    MovingReference,
     OffPolicySequenceMask,
     SequenceDualClipped,
     SoftGated,
     StaleClipped,
+    TaskNormalized,
     TwoSidedMask,
 )
 from longrl.types import SamplingParams
@@ -29,6 +33,19 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "algorithm"
 # The settings of the papers that differ from Algorithm(), written down a second time.
 EXPECTED = {
     "grpo": {"kl_coef": 0.04},
+    "grpo_entropy": {"entropy_control": EntropyControl(target=0.2)},
+    "grpo_adaptive_kl": {"kl_coef": 0.04, "kl_control": KLControl(target=0.01)},
+    "tr_grpo": {"kl_coef": 0.04, "moving_reference": MovingReference(alpha=0.6, every_n_steps=512)},
+    "ema_grpo": {
+        "advantage": TaskNormalized(decay=0.99),
+        "surrogate": DualClipped(3.0),
+        "token_weights": algorithms.token_mean,
+        "select": algorithms.drop_uniform,
+        "kl": BoundedK3(10.0),
+        "kl_coef": 0.01,
+        "clip_high": 0.3,
+        "advantage_limit": 5.0,
+    },
     "grpo_dual_clip": {"surrogate": DualClipped(3.0)},
     "dr_grpo": {"advantage": algorithms.group_centered, "token_weights": Constant(1024)},
     "dapo": {"token_weights": algorithms.token_mean, "select": algorithms.drop_uniform, "clip_high": 0.28},
@@ -277,6 +294,7 @@ def test_every_algorithm_prefers_the_better_completion(name):
         parts={"accuracy": rewards},
         part_weights={"accuracy": torch.ones(1)},
         gradient_norms=torch.ones(9),
+        task_deviations=torch.ones(1) if algorithm.task_decay is not None else None,
     )
     weights = algorithm.token_weights(lengths, valid.flatten(), algorithms.single_rank)[index]
     ref = old if needs_ref and not in_reward else None

@@ -61,6 +61,8 @@ def config(folder: Path, name: str = "sd3", **family: Any) -> dict[str, Any]:
                 "surrogate": "longrl.algorithms.clipped",
                 "kl": "longrl.algorithms.gaussian_mean",
                 "kl_coef": 0.01,
+                "kl_control": {"target": 1e-4, "horizon": 100},
+                "moving_reference": {"alpha": 0.5, "every_n_steps": 3},
                 "clip_low": 1e-3,
                 "clip_high": 1e-3,
             },

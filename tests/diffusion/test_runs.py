@@ -182,6 +182,7 @@ def reference(tmp_path_factory):
     assert checkpoint(folder)["global_step"] == 16
     assert len({step for step, name in metrics(folder) if name == "reward/mean"}) == 4
     assert {name for _, name in metrics(folder)} >= {"val/reward", "train/kl_ref", "train/mismatch_max"}
+    assert len({value for (_, name), value in metrics(folder).items() if name == "train/kl_coef"}) == 4
     return folder
 
 

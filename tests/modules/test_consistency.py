@@ -168,6 +168,10 @@ def test_the_bonus_is_a_part_for_advantages_that_look_at_each():
     assert found.earned.tolist() == [[1.0, 0.0, 0.0]]
     sums = sum(found.flat.part_weights[name][:, None] * values for name, values in found.flat.parts.items())
     assert found.flat.rewards.tolist() == sums.tolist() == [[2.5, 2.0, 0.0]]
+    # On a device without numbers: no GPU is waited for.
+    meta = torch.device("meta")
+    unknown = Consistency().score(flatten_groups([group], meta), logp.to(meta), family.tokenizer)
+    assert unknown.flat.rewards.is_meta
     with pytest.raises(ValueError, match="'consistency' to the reward, which has one of that name"):
         Consistency().check_parts(["accuracy", "consistency"])
 

@@ -29,6 +29,7 @@ from longrl.strategies import sequence as sequence_module
 from longrl.strategies.sequence import SequenceParallel
 from longrl.types import Batch, PolicyOutput, to_device
 from tests.modules.test_policy import batch_of, policy_of, sampled, text_prompts, tokens_of, train, with_targets
+from tests.modules.test_preference_step import OBJECTIVES, with_pairs
 from tests.teachers import wide_text_teacher
 from tests.tiny import (
     frames,
@@ -84,6 +85,8 @@ def waits_of_updates(monkeypatch, micro_batch_tokens: int, stage: str, **options
     prompts = text_prompts(policy.family)
     if stage == "sft":
         train(policy, Batch(with_targets(prompts)))
+    elif stage == "preference":
+        train(policy, Batch(with_pairs(policy.family, prompts)))
     else:
         policy.mismatch_monitor = MismatchMonitor(max_mismatch=1e9)
         train(policy, batch_of(policy, sampled(policy.family, prompts)))
@@ -148,13 +151,14 @@ SEQUENCES = {"surrogate": algorithms.sequence_clipped, "correction": algorithms.
         ("rl", {"algorithm": Algorithm(**SEQUENCES)}),
         ("rl", {"distillation": Distillation()}),
         ("sft", {"distillation": Distillation("forward_kl", top_k=3)}),
+        ("preference", {"preference": OBJECTIVES["mpo"]}),
     ],
-    ids=["sft", "rl", "rl by sequences", "rl with a teacher", "sft with a teacher"],
+    ids=["sft", "rl", "rl by sequences", "rl with a teacher", "sft with a teacher", "pairs"],
 )
 def test_an_update_waits_as_often_whatever_the_number_of_micro_batches(monkeypatch, stage, options):
     few, one = waits_of_updates(monkeypatch, 10_000, stage, **options)
     monkeypatch.undo()
-    many, several = waits_of_updates(monkeypatch, 57, stage, **options)
+    many, several = waits_of_updates(monkeypatch, 59 if stage == "preference" else 57, stage, **options)
     assert set(one) == {1}
     assert max(several) > 2
     assert few == many

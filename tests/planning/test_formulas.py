@@ -14,7 +14,6 @@ from longrl.planning import flops, formulas, memory, shapes
 from longrl.planning.hardware import HARDWARE, find_hardware
 from longrl.planning.inputs import EncoderSizes, ModelSizes, Plan, micro_batch
 from longrl.planning.run_plan import video_outline, with_needed_budget
-from longrl.planning.teacher_share import TeacherShare
 
 TINY = ModelSizes(
     layer_params=(100, 100), root_params=50, hidden=8, num_heads=4, num_key_heads=2, head_size=2, mlp_width=16,
@@ -79,18 +78,6 @@ def test_a_tower_that_trains_is_sharded_and_has_gradients():
 
 def test_a_reference_has_shards_a_tower_and_a_root_that_stays_gathered():
     assert formulas.reference_memory(changed(reference=True)) == 4 * (250 / 2 + 30) + 4 * 50
-
-
-def test_a_teacher_has_shards_a_tower_its_root_twice_and_what_it_said():
-    teacher = TeacherShare(text_params=400, encoder_params=30, root_params=50, hidden=16, weight_bytes=2)
-    plan = changed(teachers=(teacher,), gathered_bytes=4)
-    tokens = plan.prompts_per_batch * plan.num_generations * plan.completion_tokens
-    assert formulas.teacher_memory(RUN) == 0
-    assert formulas.teacher_memory(plan) == 2 * 400 / 2 + 2 * (30 + 2 * 50) + tokens * 2 * 16
-    likeliest = dataclasses.replace(plan, teacher_top_k=64)
-    assert formulas.teacher_memory(plan) - formulas.teacher_memory(likeliest) == tokens * (2 * 16 - 12 * 64)
-    waiting = dataclasses.replace(teacher, offload=True, feature_cache_bytes=1000)
-    assert formulas.teacher_memory(changed(teachers=(waiting,))) == 2 * (30 + 2 * 50) + 1000 + tokens * 2 * 16
 
 
 def test_beside_adapters_nothing_else_has_gradients_optimizer_or_a_reference():

@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from longrl.algorithms import Algorithm, token_mean
+from longrl.algorithms import Algorithm, MovingReference, token_mean
 from longrl.models.lora import LoRASettings
 from longrl.modules.local_teacher import LocalTeacher
 from longrl.modules.policy import all_media
@@ -24,6 +24,7 @@ from longrl.types import FULL_SHARD, Batch, FrameShard
 from tests.distributed import run_distributed
 from tests.families import proves
 from tests.modules import test_partial_rollouts, test_preference_step
+from tests.modules.test_moving_state import bonus_by_hand
 from tests.modules.test_policy import (
     answers_of,
     disturb_text,
@@ -130,6 +131,10 @@ class Case:
     offload_teacher: bool = False
     pairs: str | None = None
     """The objective on pairs of answers, of tests/modules/test_preference_step.py."""
+    entropy: float = 0.0
+    """Coefficient of an entropy bonus."""
+    moving: bool = False
+    """The reference is one that will move, kept as numbers that change places with the policy's."""
 
     def family(self):
         if self.vila_pool is not None:
@@ -149,7 +154,12 @@ class Case:
     def algorithm(self):
         if self.cut:
             return dataclasses.replace(test_partial_rollouts.objective(self.cut), token_weights=token_mean)
-        return Algorithm(token_weights=token_mean, kl_coef=0.3 if self.kl else 0.0)
+        return Algorithm(
+            token_weights=token_mean,
+            kl_coef=0.3 if self.kl else 0.0,
+            moving_reference=MovingReference() if self.moving else None,
+            entropy_coef=self.entropy,
+        )
 
     def distilled(self):
         """Options of a policy."""
@@ -291,6 +301,7 @@ def by_hand(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
 
 HOW = (
     "sp", "budget", "checkpointing", "chunks", "replicas", "offload", "mlp_chunk", "compiled", "offload_teacher",
+    "moving",
 )  # fmt: skip
 """Fields of a case that change neither loss nor gradients."""
 
@@ -331,6 +342,8 @@ def of_one_process(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
         grads = gradients(plain)
     elif case.cut:
         loss, grads = test_partial_rollouts.gradients_by_hand(plain, None, groups, case.cut, token_mean=True)
+    elif case.entropy:
+        loss, grads, _ = bonus_by_hand(plain, groups, "token_mean", case.entropy)
     else:
         loss, grads = gradients_by_hand(plain, groups, weights="token_mean", **options)
     if case.teacher:
@@ -438,6 +451,7 @@ def test_text_is_shared():
         for sp, budget, checkpointing in ((2, 57, False), (2, 10_000, True))
     ]
     cases += [Case(model="qwen2.5 text", sp=sp, prompts="text", budget=57, cut=cut) for sp, cut in CUT]
+    cases += [Case(model="qwen2.5 text", sp=sp, prompts="text", budget=57, entropy=0.7) for sp in (1, 2)]
     check(cases, 2)
 
 
@@ -461,6 +475,11 @@ def test_a_teacher_teaches_the_same_on_any_grid(devices):
         for case, (metrics, _) in zip(grids[devices], rank, strict=True):
             passes = metrics["train/teacher_passes_per_group"]
             assert passes == 1 if case.budget == 10_000 else passes >= 1
+
+
+def test_a_reference_that_moves_is_sharded_with_what_trains():
+    """With an encoder that trains too, and adapters that have a reference of their own."""
+    check([Case(sp=1, kl=True, moving=True), Case(sp=2, kl=True, moving=True, lora=True, freeze=True, budget=57)], 2)
 
 
 @proves("SP", "nvila", "longvila-r1")

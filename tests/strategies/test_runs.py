@@ -135,6 +135,32 @@ def test_a_run_saved_on_4_ranks_goes_on_on_2_and_on_1(tmp_path, one_rank):
     assert_same_run(folder, one_rank)
 
 
+def test_what_moves_from_step_to_step_goes_on_on_another_number_of_ranks(tmp_path):
+    """Coefficients, deviations of tasks and the reference, of 2 ranks that share sequences and then of one."""
+    values = rl()
+    del values["data"]["val"]
+    values["model"]["algorithm"] = MOVING
+    alone = grid(values, 1, 1, 6)
+    del alone["trainer"]["strategy"]
+    one = run(tmp_path / "one", alone)
+    folder = everywhere(grid(values, 2, 2, 4), 2, tmp_path / "run")
+    everywhere(grid(values, 1, 1, 6), 1, folder, f"--ckpt_path={folder / LAST}")
+    assert_same_run(folder, one)
+    logged = metrics(one)
+    for name in ("kl_coef", "entropy_coef", "task_std/multiple_choice", "kl_ref"):
+        assert len({value for (_, metric), value in logged.items() if metric == f"train/{name}"}) == 3, name
+
+
+MOVING = {
+    "advantage": {"class_path": "longrl.algorithms.TaskNormalized", "init_args": {"decay": 0.5}},
+    "kl_coef": 0.1,
+    "kl_control": {"target": 1e-3, "horizon": 30},
+    "moving_reference": {"alpha": 0.5, "every_n_steps": 1},
+    "entropy_coef": 0.1,
+    "entropy_control": {"target": 100.0, "step": 0.05},
+}
+
+
 @pytest.mark.slow
 def test_a_run_of_one_process_goes_on_on_two_ranks_and_its_shards_on_one(tmp_path, one_rank):
     """A single file is read by ranks that shard, and their shards by one rank under the strategy."""
