@@ -287,6 +287,10 @@ class DistilledLoss(TokenLoss):
     """[C] weight of every token of a completion."""
     factor: float = 1.0
     """Of the inner loss."""
+    drawn_logp: Tensor | None = None
+    """[N] of the policy that drew each token, None where it is the one being updated."""
+    cap: float = 2.0
+    """Above which weights of sampled tokens are truncated."""
 
     def __call__(self, packed: Packed, output: PolicyOutput) -> LossOutput:
         """See `TokenLoss`."""
@@ -298,7 +302,8 @@ class DistilledLoss(TokenLoss):
         logp = output.logp.detach()
         weights = self.weights[packed.completion_index].to(logp.device) * taught  # [R]
         if output.divergence is None:
-            losses = distillation.of_samples(output.logp, teacher_logp)
+            drawn_logp = None if self.drawn_logp is None else self.drawn_logp[rows]
+            losses = distillation.of_samples(output.logp, teacher_logp, drawn_logp, self.cap)
             distance = k3(logp, teacher_logp)
         else:
             losses = output.divergence
