@@ -116,7 +116,8 @@ class ServerTeacher(Teacher):
         features = self._encode(read, groups)
         # The ranks of a sequence-parallel group have the same prompts: each asks about its part.
         world, sp_group = self._run.parallel.world, self._run.parallel.sp_group
-        asked = [(prompt, group) for prompt, group in zip(read, groups, strict=True) if group]
+        sampled = [[one for one in group if len(one.token_ids)] for group in groups]  # of no token there is nothing
+        asked = [(prompt, group) for prompt, group in zip(read, sampled, strict=True) if group]
         with world.raise_on_any_rank():
             mine = self._ask(asked[sp_group.rank :: sp_group.size], features)
         by_rank = sp_group.gather(mine)

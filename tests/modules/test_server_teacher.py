@@ -135,9 +135,18 @@ def test_what_a_lost_server_was_asked_is_asked_of_another(servers, asked):
         teacher.score(prompts, completions, temperature=1.0)
 
 
-def test_a_rank_without_prompts_asks_nothing(servers, asked):
-    said = asked(servers.start(), Distillation("reverse_kl", top_k=3)).score([], [], temperature=1.0)
+def test_nothing_is_asked_where_there_are_no_prompts_or_no_tokens(servers, asked):
+    teacher = asked(servers.start(), Distillation("reverse_kl", top_k=3))
+    said = teacher.score([], [], temperature=1.0)
     assert (len(said.logp), said.top_ids.shape, said.top_logp.shape) == (0, (0, 3), (0, 3))
+    prompts = mixed_prompts(vl_family())[1:]
+    answers = random_completions(vl_family(), ((3, 2), (1,)))
+    none = torch.zeros(0, dtype=torch.int64)
+    found = teacher.score([*prompts, prompts[0]], [[none, *answers[0]], [answers[1][0], none], [none]], temperature=1.0)
+    wanted = teacher.score(prompts, answers, temperature=1.0)
+    assert len(found.logp) == 6
+    torch.testing.assert_close(found.logp, wanted.logp)
+    assert torch.equal(found.top_ids, wanted.top_ids)
 
 
 def test_what_no_server_can_score_is_refused(servers, asked):
