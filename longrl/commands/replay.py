@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from longrl.algorithms import HighEntropy
 from longrl.commands.cache_features import local_trainer
 from longrl.commands.first_nonfinite import Finding, NonfiniteWatch, counted
 from longrl.commands.parsers import ShortErrors
@@ -23,6 +24,7 @@ from longrl.io.checkpoint_files import trust_checkpoints
 from longrl.modules.initial_weights import saved_checkpoints
 from longrl.modules.mini_batches import MiniBatch, RolloutLoss, TokenLoss
 from longrl.modules.policy import PolicyModule, all_media
+from longrl.modules.preference_loss import PreferenceLoss
 from longrl.modules.sft_loss import SFTLoss
 from longrl.modules.skipped_steps import (
     FOLDER,
@@ -208,19 +210,26 @@ def completion_names(step: StepRecord) -> dict[int, str]:
 def recorded_loss(policy: PolicyModule, step: StepRecord) -> TokenLoss:
     """The loss that the step had, with the advantages and log-probabilities of then."""
     tensors = {name: tensor.to(policy.device) for name, tensor in step.tensors.items()}
+    if "reward_shift" in tensors:
+        pairs = of_prompts(recorded_continuations(step), len(step.rows))
+        shift = float(tensors["reward_shift"])
+        known = (tensors.get("ref_logp"), len(pairs), shift, policy.device)
+        return PreferenceLoss.of_pairs(policy.preference, pairs, *known)
     if "advantages" not in tensors:
         return SFTLoss(sum(target.num_sampled for target in recorded_continuations(step)))
     sampler_logp = tensors["sampler_logp"]
     weights = tensors["weights"]
+    chosen = tensors.get("high_entropy")
     batch: MiniBatch[Any, Any] = MiniBatch(
         groups=(),
         advantages=tensors["advantages"],
         old_logp=tensors.get("old_logp"),
         ref_logp=tensors.get("ref_logp"),
         sampler_logp=sampler_logp,
-        staleness=torch.zeros_like(sampler_logp, dtype=torch.int64),
+        staleness=tensors.get("staleness", torch.zeros_like(sampler_logp, dtype=torch.int64)),
         weights=weights,
         nonfinite=torch.zeros_like(weights, dtype=torch.bool),
+        high_entropy=None if chosen is None else HighEntropy(chosen, weights.new_zeros(())),
     )
     had = {name: step.facts[name] for name in ("kl_coef", "entropy_coef") if name in step.facts}
     return RolloutLoss(dataclasses.replace(policy.algorithm, **had), batch)

@@ -30,7 +30,8 @@ from longrl.types import TextPrompt
 
 ABOVE_0: Range = (LEAST, MOST)
 WITHOUT_EFFECT = (
-    "kl_coef", "surrogate", "correction", "decoupled", "greedy_baseline", "top_entropy_share", "fp32_lm_head"
+    "kl_coef", "entropy_coef", "entropy_control", "surrogate", "correction", "decoupled", "greedy_baseline",
+    "top_entropy_share", "fp32_lm_head",
 )  # fmt: skip
 """Options of the algorithm that must be left at their defaults."""
 LEAST_ERROR = 1e-5

@@ -181,6 +181,10 @@ class MiniBatch(Generic[PromptT, ScoredT]):
             named["old_logp"] = self.old_logp
         if self.ref_logp is not None:
             named["ref_logp"] = self.ref_logp
+        if self.high_entropy is not None:
+            named["high_entropy"] = self.high_entropy.chosen
+        if self.staleness.any():
+            named["staleness"] = self.staleness
         if self.groups:
             named["rewards"] = torch.stack([group.rewards for group in self.groups])
             named["valid"] = torch.stack([group.valid for group in self.groups])

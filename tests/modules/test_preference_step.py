@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from longrl.algorithms import Preference, SimPO, SmoothedDPO, ipo
+from longrl.commands.replay import recorded_loss
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.policy import PolicyModule
+from longrl.modules.preference_loss import PreferenceLoss
 from longrl.modules.preference_step import answers_of
 from longrl.modules.skipped_steps import recorded_continuations, replay_batch, text_record
 from longrl.packing.pack import pack
@@ -175,21 +177,23 @@ def test_an_objective_without_pairs_is_told_of(caplog):
     assert "model.preference has no effect without data.stage=preference" in caplog.text
 
 
-def test_a_record_of_a_step_on_pairs_gives_the_pairs_again():
+def test_a_record_of_a_step_on_pairs_gives_the_pairs_and_their_loss_again():
     family = text_family()
     prompts = with_pairs(family, text_prompts(family))
     plain = {prompt.id: dataclasses.replace(prompt, response=None, rejected=None) for prompt in prompts}
-    record = text_record(prompts, answered(prompts), SimpleLoss())
+    policy = policy_of(family, preference=OBJECTIVES["mpo"])
+    ref_logp = -torch.rand(sum(map(sum, LENGTHS)))
+    loss = PreferenceLoss.of_pairs(policy.preference, answered(prompts), ref_logp, 3, 0.3, policy.device)
+    record = text_record(prompts, answered(prompts), loss)
+    found = recorded_loss(policy, record)
+    scores = -torch.rand(6, dtype=torch.float64)
+    assert torch.equal(found.of_sums(scores)[0], loss.of_sums(scores)[0])
+    assert found.num_pairs == 3
     assert len(recorded_continuations(record)) == 6
     again = replay_batch(record, lambda row: plain[row.id])
     for one, other in zip(again.prompts, prompts, strict=True):
         assert torch.equal(one.response.token_ids, other.response.token_ids)
         assert torch.equal(one.rejected.token_ids, other.rejected.token_ids)
-
-
-class SimpleLoss:
-    def tensors(self):
-        return {}
 
 
 def test_the_shift_is_in_checkpoints_and_not_of_other_runs():
