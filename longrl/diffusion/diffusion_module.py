@@ -38,6 +38,7 @@ from longrl.io.pulse import PULSE
 from longrl.models.ema import EMA_PREFIX, EMASettings, EMAWeights, holds_ema
 from longrl.modules.initial_weights import plain_from
 from longrl.modules.mini_batches import MiniBatch, flatten_groups, make_mini_batches
+from longrl.modules.moving_reference import swapped
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.step_statistics import StepSums, UpdateMeans
 from longrl.modules.trained import TrainedModule
@@ -221,16 +222,8 @@ class DiffusionModule(TrainedModule):
     @contextlib.contextmanager
     def sampling_weights(self) -> Iterator[None]:
         """Inside, the policy has the weights that sample for training: the old policy's, if the objective has one."""
-        if self.old_weights is None:
+        with contextlib.nullcontext() if self.old_weights is None else swapped(self.old_weights, self.policy):
             yield
-            return
-        self.policy.release_root()  # gathered weights are of before
-        self.old_weights.swap_in()
-        try:
-            yield
-        finally:
-            self.policy.release_root()
-            self.old_weights.swap_out()
 
     @torch.no_grad()
     def decode_samples(self, trajectories: Sequence[Trajectory]) -> Tensor:
