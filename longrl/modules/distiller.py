@@ -60,13 +60,14 @@ class Distiller:
             )
         return None
 
-    def setup(self, student: CausalFamily, algorithm: Algorithm, stage: str) -> None:
+    def setup(self, student: CausalFamily, algorithm: Algorithm, stage: str, temperature: float = 1.0) -> None:
         """Refuses what cannot be learned, before weights are loaded.
 
         Args:
             student: the policy's family.
             algorithm: the objective beside the teachers'.
             stage: of the data: in `rl` completions are the policy's own.
+            temperature: the policy samples with.
 
         Raises:
             ValueError: stored texts are taken for the policy's samples, or a teacher cannot teach.
@@ -90,7 +91,7 @@ class Distiller:
                     name,
                 )
         for teacher in self.teachers:
-            teacher.setup(student, self.distillation)
+            teacher.setup(student, self.distillation, temperature)
 
     def check_tasks(self, rows: Sequence[Row]) -> None:
         """Raises ValueError for a task of a teacher that no row has; without rows nothing is known.

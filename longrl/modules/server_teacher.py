@@ -75,7 +75,7 @@ class ServerTeacher(Teacher):
         self._features: FeatureCache
 
     @override
-    def setup(self, student: CausalFamily, distillation: Distillation) -> None:
+    def setup(self, student: CausalFamily, distillation: Distillation, temperature: float = 1.0) -> None:
         check_same_tokens(student, self.family)
         if distillation.needs_distribution and distillation.top_k is None:
             raise ValueError(
@@ -88,8 +88,7 @@ class ServerTeacher(Teacher):
                 f"model.distillation.top_k must be at most {MAX_TOP} of a teacher behind a server, got "
                 f"{distillation.top_k}; lower it"
             )
-        if distillation.temperature is not None:
-            _check_temperature(distillation.temperature)
+        _check_temperature(distillation.teacher_temperature(temperature))
 
     @override
     def start(self, run: TeacherRun) -> None:
