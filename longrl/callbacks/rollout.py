@@ -32,7 +32,7 @@ from longrl.callbacks.rollout_steps import GroupSource, RolloutSteps
 from longrl.callbacks.staleness_checks import check_stale_tokens
 from longrl.callbacks.staleness_metrics import staleness_metrics
 from longrl.callbacks.turn_metrics import turn_metrics
-from longrl.datamodules.loading.schedules import Schedule, check_tokens
+from longrl.datamodules.loading.schedules import Schedule, check_length_schedule
 from longrl.engines.hf import HFEngine
 from longrl.engines.rollout_engine import RolloutEngine, RolloutRequest
 from longrl.environments.settings import EnvironmentSettings
@@ -118,9 +118,6 @@ class RolloutCallback(Callback):
         )
         self.reward = reward
         self.sampling = sampling or SamplingParams()
-        if length_schedule is not None:
-            most = self.sampling.max_completion_tokens
-            check_tokens("rollout.length_schedule", length_schedule, most, "rollout.sampling.max_completion_tokens")
         # Greedy, and one completion: every evaluation asks the same of the policy.
         self.eval_sampling = eval_sampling or replace(
             self.sampling, num_generations=1, temperature=0.0, top_p=1.0, top_k=0
@@ -177,6 +174,7 @@ class RolloutCallback(Callback):
         self.fit_lengths(max_prompt_tokens)
         self.engine.invalidate_weights()  # a stage may begin with other weights at the same step
         if stage == "fit" and pl_module.is_rl():
+            check_length_schedule(self._steps.lengths, self.sampling.max_completion_tokens)
             resamples = self.max_resample_rounds > 0
             pl_module.algorithm.validate(self.sampling, pl_module.steps_per_rollout, self.max_staleness, resamples)
             self.reward.validate(self.sampling.max_completion_tokens)

@@ -414,7 +414,8 @@ class TrainedModule(ParallelModule, abc.ABC):
 
         Every rank must call it, once for each rollout.
         """
-        deviations = self.task_deviations.follow(flat.groups, self.parallel.dp)
+        tasks = [group.prompt.row.task for group in flat.groups]
+        deviations = self.task_deviations.follow(tasks, flat.rewards, flat.valid, self.parallel.dp)
         return None if deviations is None else to_device(deviations, flat.rewards.device)
 
     def _follow(self, metrics: Metrics, groups: Sequence[Group[Any, Any]] | None) -> Metrics:
