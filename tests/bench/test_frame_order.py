@@ -60,25 +60,30 @@ def test_methods_differ_in_the_bonus_alone_and_are_asked_alike(script, tmp_path,
     assert written["before"][0]["loss"] == 0.25
 
 
-def test_questions_ask_what_comes_first_in_a_story_and_no_letter_is_favoured(script):
+@pytest.mark.parametrize("words", [("first",), ("first", "last")])
+def test_questions_ask_what_comes_first_in_a_story_and_no_letter_is_favoured(script, words):
     records, clips = make_records(SyntheticConfig(num_train_videos=200, num_eval_videos=0, fps=2))
     stories = {clip.path: [scene.name for scene in clip.story.scenes] for clip in clips}
-    letters = []
+    letters, asked_for = [], []
     for row in records["train"]:
         objects = stories[row["videos"]]
-        asked = script.what_comes_first(row, objects)
+        asked = script.about_order(row, objects, words)
         if row["problem_type"] != "temporal":
             assert asked == row
             continue
         letter = asked["answer"][len("<answer>")]
-        assert f"{letter}. {objects[0]}" in asked["problem"]
+        word = "first" if "first" in asked["problem"] else "last"
+        right = objects[0 if word == "first" else -1]
+        assert f"{letter}. {right}" in asked["problem"]
         options = [line[3:] for line in asked["problem"].splitlines()[1:]]
         assert len(set(options)) == 4
         assert set(options) <= {*objects}, "all are in the video"
-        assert asked["reasoning"].endswith(f". The {objects[0]} comes first.")
+        assert asked["reasoning"].endswith(f". The {right} comes {word}.")
         letters.append(letter)
+        asked_for.append(word)
     assert len(letters) == 200
     assert all(letters.count(letter) > 30 for letter in "ABCD")
+    assert all(asked_for.count(word) > 70 for word in words)
 
 
 def test_the_interval_is_that_of_questions_drawn_anew(script):
