@@ -26,7 +26,7 @@ def option(command, name):
 
 
 def test_methods_differ_in_the_bonus_alone_and_are_asked_alike(script, tmp_path, monkeypatch):
-    """Of 4 questions GRPO answers 2 in order and 1 shuffled, T-GRPO 4 and 1."""
+    """Of 4 questions GRPO answers 2 in order and 1 shuffled, strict T-GRPO 4 and 1."""
     commands = []
 
     def run(command):
@@ -34,7 +34,7 @@ def test_methods_differ_in_the_bonus_alone_and_are_asked_alike(script, tmp_path,
         if command[0] == "synthetic":
             Path(option(command, "out")).mkdir(parents=True)
         if command[0] == "evaluate":
-            ordered = [1.0] * 4 if "t_grpo" in option(command, "out") else [1.0, 1.0, 0.0, 0.0]
+            ordered = [1.0] * 4 if "strict" in option(command, "out") else [1.0, 1.0, 0.0, 0.0]
             lines = [{"condition": "video", "strict_accuracy": value} for value in ordered]
             lines += [{"condition": "video, shuffled", "strict_accuracy": value} for value in (1.0, 0.0, 0.0, 0.0)]
             Path(option(command, "out")).mkdir(parents=True)
@@ -45,8 +45,8 @@ def test_methods_differ_in_the_bonus_alone_and_are_asked_alike(script, tmp_path,
     rows = script.main(["--quick", "--json", str(tmp_path / "out.json")])
 
     fits = [command for command in commands if command[0] == "fit"][1:]
-    assert [option(command, "rollout.frame_order") is None for command in fits] == [True, False]
-    assert json.loads(option(fits[1], "rollout.frame_order"))["ratio"] > 1
+    assert [option(command, "rollout.frame_order") is None for command in fits] == [True, False, False]
+    assert [json.loads(option(command, "rollout.frame_order"))["ratio"] for command in fits[1:]] == [0.8, 1.25]
     assert len({tuple(word for word in command if not word.startswith(OWN)) for command in fits}) == 1
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["rows"] == rows
@@ -54,9 +54,11 @@ def test_methods_differ_in_the_bonus_alone_and_are_asked_alike(script, tmp_path,
         "method", "steps", "seconds", "accuracy_ordered", "accuracy_shuffled", "loss", "low", "high", "n",
         "difference", "difference_low", "difference_high", "p",
     ]  # fmt: skip
-    assert [(row["method"], row["loss"], row["n"]) for row in rows] == [("grpo", 0.25, 4), ("t_grpo", 0.75, 4)]
-    assert [row["difference"] for row in rows] == ["", 0.5]
-    assert [row["seed"] for row in written["seeds"]] == [0, 0]
+    assert [(row["method"], row["loss"], row["n"]) for row in rows] == [
+        ("grpo", 0.25, 4), ("t_grpo", 0.25, 4), ("t_grpo_strict", 0.75, 4),
+    ]  # fmt: skip
+    assert [row["difference"] for row in rows] == ["", 0.0, 0.5]
+    assert [row["seed"] for row in written["seeds"]] == [0, 0, 0]
     assert written["before"][0]["loss"] == 0.25
 
 
