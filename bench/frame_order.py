@@ -1,10 +1,10 @@
 """Does T-GRPO make a model look at order? What runs with and without it lose when frames are shuffled.
 
-The demo's base model and videos, with three questions about each: what comes first or last (`temporal`), where an
-object is, and what the robot looks for, which a shuffled video answers as well; of temporal ones half are left out, so
-that they are a fifth. From one short SFT stage GRPO goes on as it is (Dr. GRPO's advantages, which leave a bonus in),
-and with a bonus that order has to earn; with the same steps, prompts and seeds. Then all temporal questions about
-held-out videos are asked once with frames in order and once shuffled, greedily.
+The demo's base model and videos, with three questions about each: what comes first (`temporal`), where an object is,
+and what the robot looks for, which a shuffled video answers as well; of temporal ones half are left out, so that they
+are a fifth. From one short SFT stage GRPO goes on as it is (Dr. GRPO's advantages, which leave a bonus in), and with a
+bonus that order has to earn; with the same steps, prompts and seeds. Then all temporal questions about held-out videos
+are asked once with frames in order and once shuffled, greedily.
 
 `loss` is what shuffling costs, `difference` what it costs beyond GRPO's; both with intervals of 95 % by a paired
 bootstrap over questions, whose answers are averaged over the seeds first, and `p` is two-sided. So intervals say how
@@ -122,7 +122,7 @@ class Bench:
         records, clips = make_records(SyntheticConfig(**options))
         stories = {clip.path: [scene.name for scene in clip.story.scenes] for clip in clips}
         for split, rows in records.items():
-            asked = [first_or_last(row, stories[row["videos"]]) for row in rows if row["problem_type"] in ASKED]
+            asked = [what_comes_first(row, stories[row["videos"]]) for row in rows if row["problem_type"] in ASKED]
             temporal = [row for row in asked if row["problem_type"] == "temporal"]
             if split == "train":
                 left_out = {row["problem_id"] for row in temporal[::2]}
@@ -209,8 +209,8 @@ class Bench:
         _run("fit", *self.common, stage, f"--run_dir={self.folder / name}", *train, *options)
 
 
-def first_or_last(row: Mapping[str, Any], objects: Sequence[str]) -> dict[str, Any]:
-    """The record with its temporal question replaced by one that a small model learns: what comes first, or last.
+def what_comes_first(row: Mapping[str, Any], objects: Sequence[str]) -> dict[str, Any]:
+    """The record with its temporal question replaced by one that a small model learns soon: what comes first.
 
     Args:
         row: of the generator; of other categories it stays.
@@ -218,17 +218,15 @@ def first_or_last(row: Mapping[str, Any], objects: Sequence[str]) -> dict[str, A
     """
     if row["problem_type"] != "temporal":
         return dict(row)
-    rng = Random(f"first or last {row['videos']}")
-    word, index = rng.choice((("first", 0), ("last", -1)))
-    right = objects[index]
-    options = rng.sample([name for name in objects if name != right], len(LETTERS) - 1)
+    rng = Random(f"first of {row['videos']}")
+    options = rng.sample(list(objects[1:]), len(LETTERS) - 1)
     letter = rng.randrange(len(LETTERS))
-    options.insert(letter, right)
+    options.insert(letter, objects[0])
     listing = row["reasoning"].rpartition(". ")[0]
     return {
         **row,
-        "problem": with_options(f"What comes {word}?", options),
-        "reasoning": f"{listing}. The {right} comes {word}.",
+        "problem": with_options("What comes first?", options),
+        "reasoning": f"{listing}. The {objects[0]} comes first.",
         "answer": f"<answer>{LETTERS[letter]}</answer>",
     }
 

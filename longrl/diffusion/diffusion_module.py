@@ -127,7 +127,7 @@ class DiffusionModule(TrainedModule):
 
     @override
     def needs_reference(self) -> bool:
-        return super().needs_reference() or (self.objective is not None and self.objective.needs_reference)
+        return super().needs_reference() if self.objective is None else self.objective.needs_reference
 
     @override
     def build_model(self) -> nn.Module:

@@ -60,21 +60,22 @@ def test_methods_differ_in_the_bonus_alone_and_are_asked_alike(script, tmp_path,
     assert written["before"][0]["loss"] == 0.25
 
 
-def test_questions_ask_what_comes_first_or_last_of_a_story_and_no_letter_is_favoured(script):
+def test_questions_ask_what_comes_first_in_a_story_and_no_letter_is_favoured(script):
     records, clips = make_records(SyntheticConfig(num_train_videos=200, num_eval_videos=0, fps=2))
     stories = {clip.path: [scene.name for scene in clip.story.scenes] for clip in clips}
     letters = []
     for row in records["train"]:
-        asked = script.first_or_last(row, stories[row["videos"]])
+        objects = stories[row["videos"]]
+        asked = script.what_comes_first(row, objects)
         if row["problem_type"] != "temporal":
             assert asked == row
             continue
-        word = "first" if "first" in asked["problem"] else "last"
         letter = asked["answer"][len("<answer>")]
-        right = stories[row["videos"]][0 if word == "first" else -1]
-        assert f"{letter}. {right}" in asked["problem"]
-        assert asked["reasoning"].endswith(f". The {right} comes {word}.")
-        assert all(name in asked["reasoning"] for name in stories[row["videos"]])
+        assert f"{letter}. {objects[0]}" in asked["problem"]
+        options = [line[3:] for line in asked["problem"].splitlines()[1:]]
+        assert len(set(options)) == 4
+        assert set(options) <= {*objects}, "all are in the video"
+        assert asked["reasoning"].endswith(f". The {objects[0]} comes first.")
         letters.append(letter)
     assert len(letters) == 200
     assert all(letters.count(letter) > 30 for letter in "ABCD")

@@ -319,7 +319,7 @@ def test_a_rollout_is_drawn_by_the_old_policy_and_the_weights_come_back():
         ({"window": range}, {}, "rollout.sampling.window to null"),
         ({"num_generations": 1}, {}, "num_generations >= 2, got 1"),
         ({}, {"kl": gaussian_mean, "kl_coef": 0.1}, "model.algorithm.kl_coef=0.1 would have no effect"),
-        ({}, {"surrogate": grpo_guard}, "model.algorithm.surrogate"),
+        ({}, {"surrogate": grpo_guard}, "model.algorithm.surrogate=grpo_guard would have no effect; set it to clipped"),
         ({}, {"greedy_baseline": True}, "model.algorithm.greedy_baseline"),
     ],
 )
