@@ -32,14 +32,15 @@ from longrl.callbacks.rollout_steps import GroupSource, RolloutSteps
 from longrl.callbacks.staleness_checks import check_stale_tokens
 from longrl.callbacks.staleness_metrics import staleness_metrics
 from longrl.callbacks.turn_metrics import turn_metrics
-from longrl.datamodules.loading.schedules import Schedule, check_tokens
+from longrl.datamodules.loading.schedules import Schedule, check_length_schedule
 from longrl.engines.hf import HFEngine
 from longrl.engines.rollout_engine import RolloutEngine, RolloutRequest
 from longrl.environments.settings import EnvironmentSettings
 from longrl.io.number_ranges import LIMIT_OR_ZERO, NOT_NEGATIVE, check_ranges
 from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.policy import PolicyModule, all_media
-from longrl.modules.trained import data_module_of, mean_over_ranks, rollout_metrics
+from longrl.modules.rollout_means import mean_over_ranks, rollout_metrics
+from longrl.modules.trained import data_module_of
 from longrl.rewards import RewardSum
 from longrl.strategies.parallel import Parallel
 from longrl.types import Batch, Group, Metrics, Prompt, SamplingParams
@@ -118,9 +119,6 @@ class RolloutCallback(Callback):
         )
         self.reward = reward
         self.sampling = sampling or SamplingParams()
-        if length_schedule is not None:
-            most = self.sampling.max_completion_tokens
-            check_tokens("rollout.length_schedule", length_schedule, most, "rollout.sampling.max_completion_tokens")
         # Greedy, and one completion: every evaluation asks the same of the policy.
         self.eval_sampling = eval_sampling or replace(
             self.sampling, num_generations=1, temperature=0.0, top_p=1.0, top_k=0
@@ -177,6 +175,7 @@ class RolloutCallback(Callback):
         self.fit_lengths(max_prompt_tokens)
         self.engine.invalidate_weights()  # a stage may begin with other weights at the same step
         if stage == "fit" and pl_module.is_rl():
+            check_length_schedule(self._steps.lengths, self.sampling.max_completion_tokens)
             resamples = self.max_resample_rounds > 0
             pl_module.algorithm.validate(self.sampling, pl_module.steps_per_rollout, self.max_staleness, resamples)
             self.reward.validate(self.sampling.max_completion_tokens)

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from typing_extensions import override
 
-from longrl.datamodules.loading.curriculum import Curriculum
+from longrl.datamodules.loading.curriculum import Curriculum, step_budgets
 from longrl.datamodules.loading.data_module import Split, StreamedData, check_at_least
 from longrl.datamodules.loading.loader import (
     EvalLoader,
@@ -34,7 +34,6 @@ from longrl.datamodules.loading.render import (
 )
 from longrl.datamodules.loading.row_checks import unusable_rows
 from longrl.datamodules.loading.row_order import RowOrder, RowSequence
-from longrl.datamodules.loading.schedules import StepBudgets, frames_multiple_of
 from longrl.datamodules.loading.skips import SkipLog
 from longrl.datamodules.loading.teacher_view import TeacherPrompts, TeacherView, teacher_prompts
 from longrl.datamodules.loading.workers import MIB, warn_of_small_shared_memory
@@ -202,9 +201,6 @@ class LongVideoReason(StreamedData):
         self.seed = seed
         self.loader_options = LoaderOptions(num_workers, prefetch_prompts or prompts_per_batch, multiprocessing_context)
         self.curriculum = curriculum
-        if curriculum is not None:
-            ahead = self.loader_options.rendered_ahead
-            curriculum.check(stage, self.sources["train"], video, prompts_per_batch, ahead)
         self.bad_records = bad_records
         self.check_files = check_files
         self.allow_outside_paths = allow_outside_paths
@@ -244,6 +240,10 @@ class LongVideoReason(StreamedData):
     @override
     def setup(self, stage: str) -> None:
         """Reads as `StreamedData.setup`; ranks of a sequence-parallel group decode their own frames."""
+        if stage == "fit" and self.curriculum is not None:
+            ahead = self.loader_options.rendered_ahead
+            shown = self.renderer.stage, self.sources["train"], self.renderer.video
+            self.curriculum.check(*shown, self.prompts_per_batch, ahead)
         parallel = self._parallel()
         sp_group = parallel.sp_group
         self.renderer.shard = FrameShard(sp_group.rank, sp_group.size)
@@ -382,27 +382,10 @@ class LongVideoReason(StreamedData):
             sources = self._sizes["train"], self.sources["train"]
             place = (self.seed, rank, world_size, self.prompts_per_batch)
             order = self.curriculum.order(dataset.rows, *sources, *place)
+        per_batch = self.prompts_per_batch
+        budgets = step_budgets(self.curriculum, self.renderer.family, self.renderer.video, self.trainer, per_batch)
         sp_group, skips, options = self._parallel().sp_group, self._skips["train"], self.loader_options
-        self.start(PromptStream(dataset, order, skips, options, sp_group, self._budgets(), marks))
-
-    def _budgets(self) -> StepBudgets | None:
-        """Which frames each step shows, if that changes."""
-        video = self.renderer.video
-        if self.curriculum is None or self.curriculum.video is None:
-            return None
-        patch = self.renderer.family.temporal_patch_size
-        multiple = frames_multiple_of(patch if isinstance(patch, int) else patch.fewest, video)
-        self.curriculum.video.check(video, multiple)
-        return StepBudgets(self.curriculum.video, multiple, self._step, self._steps_per_batch, self.prompts_per_batch)
-
-    def _step(self) -> int:
-        """Optimizer steps that were done."""
-        return 0 if self.trainer is None else self.trainer.global_step
-
-    def _steps_per_batch(self) -> int:
-        """Optimizer steps that a batch takes."""
-        module = self.trainer.lightning_module if self.trainer else None
-        return module.steps_per_rollout if module is not None and self.renderer.stage == "rl" else 1
+        self.start(PromptStream(dataset, order, skips, options, sp_group, budgets, marks))
 
     def _most_held_bytes(self) -> float:
         """Most that the frames of a video may take in a loader's memory, three bytes a pixel, a teacher's with them."""

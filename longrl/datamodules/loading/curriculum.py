@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
+from lightning.pytorch import Trainer
+
 from longrl.datamodules.loading.drawn_order import DrawnOrder
 from longrl.datamodules.loading.learning_progress import LearningProgress, SourceProgress, source_names
 from longrl.datamodules.loading.mixing import DataSource
 from longrl.datamodules.loading.pass_rates import EVERY_ROW, PassRates, RowPool, initial_rates
 from longrl.datamodules.loading.row_marks import drawn_index
 from longrl.datamodules.loading.row_order import RowOutcome
-from longrl.datamodules.loading.schedules import VideoSchedule
+from longrl.datamodules.loading.schedules import StepBudgets, VideoSchedule
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.io.number_ranges import check_ranges
+from longrl.models.reading import RendersPrompts
 from longrl.types import Group, Row
 
 
@@ -163,3 +166,38 @@ def group_outcomes(groups: Sequence[Group[Any, Any]]) -> list[RowOutcome]:
         rate = min(max(float(scores.double().mean()), 0.0), 1.0)
         outcomes.append(RowOutcome(row, rate, float(rewards.double().mean())))
     return outcomes
+
+
+def step_budgets(
+    curriculum: Curriculum | None,
+    family: RendersPrompts,
+    video: VideoSampling,
+    trainer: Trainer | None,
+    prompts_per_batch: int,
+) -> StepBudgets | None:
+    """Which frames each step shows; None where that does not change.
+
+    Args:
+        curriculum: of the run.
+        family: whose temporal patches numbers of frames on a line are rounded to.
+        video: the options `data.video`.
+        trainer: says which step it is; None is the first.
+        prompts_per_batch: of each rank.
+
+    Raises:
+        ValueError: a step would show more than `data.video` says, or what it cannot mean.
+    """
+    if curriculum is None or curriculum.video is None:
+        return None
+    patch = family.temporal_patch_size
+    multiple = math.lcm(patch if isinstance(patch, int) else patch.fewest, video.multiple_of)
+    curriculum.video.check(video, multiple)
+
+    def step() -> int:
+        return 0 if trainer is None else trainer.global_step
+
+    def steps_per_batch() -> int:
+        module: Any = None if trainer is None else trainer.lightning_module
+        return module.steps_per_rollout if module is not None and module.is_rl() else 1
+
+    return StepBudgets(curriculum.video, multiple, step, steps_per_batch, prompts_per_batch)

@@ -7,8 +7,8 @@ how often the row was answered right, and into a checkpoint, from which the prom
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.types import Row
@@ -18,7 +18,8 @@ Budget = tuple[tuple[str, float], ...]
 """Options of `VideoSampling` and their values, in place of those of `data.video`."""
 
 
-class RowDraw(NamedTuple):
+@dataclass(frozen=True)
+class RowDraw:
     """A row to be rendered."""
 
     index: int

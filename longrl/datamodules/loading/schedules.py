@@ -72,21 +72,22 @@ class Schedule:
         return max(self.values)
 
 
-def check_tokens(option: str, schedule: Schedule, limit: int, limit_option: str) -> None:
-    """Raises ValueError unless a schedule has whole numbers of tokens of at most a limit, which stays the run's.
+def check_length_schedule(schedule: Schedule | None, limit: int) -> None:
+    """Raises ValueError unless `rollout.length_schedule` has whole numbers of tokens, at most the run's limit.
 
     Args:
-        option: that sets the schedule.
-        schedule: of tokens.
-        limit: that the run is planned for.
-        limit_option: that sets it.
+        schedule: of tokens; None is no schedule.
+        limit: `rollout.sampling.max_completion_tokens`, which the run is planned for.
     """
+    if schedule is None:
+        return
     if any(value != int(value) for value in (*schedule.values, schedule.multiple_of or 1)):
-        raise ValueError(f"{option} must have whole numbers, got {schedule.values}; correct them")
+        raise ValueError(f"rollout.length_schedule must have whole numbers, got {schedule.values}; correct them")
     if schedule.largest > limit:
         raise ValueError(
-            f"{option} goes up to {schedule.largest:g}, above {limit_option}={limit}, which engine, update and rewards "
-            f"are set up for; raise that to {schedule.largest:g}, or lower the schedule"
+            f"rollout.length_schedule goes up to {schedule.largest:g}, above rollout.sampling.max_completion_tokens="
+            f"{limit}, which engine, update and rewards are set up for; raise that to {schedule.largest:g}, or lower "
+            "the schedule"
         )
 
 
@@ -203,8 +204,3 @@ class StepBudgets:
 def budget_metrics(budget: Budget) -> Metrics:
     """What a step reads, as metrics."""
     return {f"data/{name}": float(value) for name, value in budget}
-
-
-def frames_multiple_of(temporal_patch: int, video: VideoSampling) -> int:
-    """What numbers of frames on a line are rounded to: whole temporal patches that `data.video.multiple_of` divides."""
-    return math.lcm(temporal_patch, video.multiple_of)

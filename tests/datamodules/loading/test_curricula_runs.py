@@ -82,7 +82,7 @@ def test_completions_have_the_length_of_the_step_that_asks_for_them(tmp_path):
     assert [call.sampling.max_completion_tokens for call in engine.calls] == [1, 1, 3, 4, 4]
     assert [one["data/max_completion_tokens"] for one in seen.metrics] == [1, 1, 3, 4, 4]
     with pytest.raises(ValueError, match=r"length_schedule goes up to 5, above rollout\.sampling\.max_completion_tok"):
-        callback(engine, length_schedule=Schedule([0], [5]))
+        train(tmp_path, callback(engine, length_schedule=Schedule([0], [5])))
 
 
 def test_rollouts_over_several_updates_follow_a_curriculum(tmp_path):

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from longrl.datamodules.loading.row_marks import RowDraw, drawn_index, marked, video_of
-from longrl.datamodules.loading.schedules import Schedule, VideoSchedule, check_tokens
+from longrl.datamodules.loading.schedules import Schedule, VideoSchedule, check_length_schedule
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.types import Row
 
@@ -65,11 +65,12 @@ def test_a_schedule_of_frames_keeps_to_what_the_run_is_planned_for(schedule, vid
 
 
 def test_a_schedule_of_tokens_keeps_to_the_longest_completion():
-    check_tokens("s", Schedule([0, 5], [4, 8]), 8, "most")
-    with pytest.raises(ValueError, match="s goes up to 9, above most=8, which engine, update and rewards are set up"):
-        check_tokens("s", Schedule([0, 5], [9, 8]), 8, "most")
-    with pytest.raises(ValueError, match="s must have whole numbers"):
-        check_tokens("s", Schedule([0], [4.5]), 8, "most")
+    check_length_schedule(None, 8)
+    check_length_schedule(Schedule([0, 5], [4, 8]), 8)
+    with pytest.raises(ValueError, match=r"goes up to 9, above rollout\.sampling\.max_completion_tokens=8, which"):
+        check_length_schedule(Schedule([0, 5], [9, 8]), 8)
+    with pytest.raises(ValueError, match=r"length_schedule must have whole numbers, got \[4\.5\]"):
+        check_length_schedule(Schedule([0], [4.5]), 8)
 
 
 def test_a_mark_says_what_is_shown_and_which_row_it_is():
