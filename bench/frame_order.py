@@ -2,10 +2,10 @@
 
 The demo's base model and videos, with three questions about each: what comes first (`temporal`), where an object is,
 and what the robot looks for, which a shuffled video answers as well; of temporal ones half are left out, so that they
-are a fifth. From one short SFT stage (which asks what comes first, or last, and leaves half of the first to be
-learned) GRPO goes on as it is (Dr. GRPO's advantages, which leave a bonus in), with the paper's bonus, and with one that
-order has to earn; with the same steps, prompts and seeds. Then all temporal questions about held-out videos are asked once with frames in
-order and once shuffled, greedily.
+are a fifth. From one short SFT stage (which asks what comes first, or last, and leaves half of the first to be learned)
+GRPO goes on as it is (Dr. GRPO's advantages, which leave a bonus in), with the paper's bonus, and with one that order
+has to earn; with the same steps, prompts and seeds. Then all temporal questions about held-out videos are asked once
+with frames in order and once shuffled, greedily.
 
 `loss` is what shuffling costs, `difference` what it costs beyond GRPO's; both with intervals of 95 % by a paired
 bootstrap over questions, whose answers are averaged over the seeds first, and `p` is two-sided. So intervals say how
