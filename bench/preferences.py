@@ -11,6 +11,7 @@ the right answers, each from the same cold start. Held-out questions are asked a
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shlex
 import shutil
@@ -25,7 +26,7 @@ from common import ROOT, Row, console, parse_arguments, report
 from longrl.commands.main import main as run_command
 from longrl.evaluation.curves import find_metrics, read_metrics
 from longrl.evaluation.samples import RESULTS_FILE, TEST_FOLDER
-from longrl.io.jsonl import read_jsonl
+from longrl.io.jsonl import read_jsonl, write_jsonl
 
 CONFIGS = ROOT / "configs" / "demo"
 PREFERENCES = ROOT / "configs" / "preference"
@@ -51,7 +52,7 @@ class Sizes:
 
 
 FULL = Sizes()
-QUICK = Sizes(12, 4, sft_steps=2, steps=2, answers=4, options=("--data.prompts_per_batch=2",))
+QUICK = Sizes(8, 2, sft_steps=2, steps=2, answers=2, options=("--data.prompts_per_batch=2",))
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
@@ -106,24 +107,23 @@ class Bench:
         _run("predict", *self.common, f"--run_dir={answers}", f"--model.init_from={self.folder / 'sft'}", *options)
         seconds = time.perf_counter() - start
         sources = [f"--run={answers}", f"--questions={self.train_file}"]
-        rules = {"pairs": [], "sft": ["--per_question=4"]}
-        if self.sizes is QUICK:  # a model that has learned nothing answers nothing rightly
-            rules = {kind: [*rule, "--right_from=0", "--wrong_below=0"] for kind, rule in rules.items()}
-        counts = {}
-        for kind, rule in rules.items():
-            out = self._records(kind)
-            _run("own-answers", *sources, f"--out={out}", f"--kind={kind}", *rule)
-            counts[kind] = len(read_jsonl(out))
+        if self.sizes is QUICK:
+            self._records_of_any(sources)
+        else:
+            _run("own-answers", *sources, f"--out={self._records('pairs')}", "--kind=pairs")
+            _run("own-answers", *sources, f"--out={self._records('sft')}", "--kind=sft", "--per_question=4")
+        counts = {kind: len(read_jsonl(self._records(kind))) for kind in ("pairs", "sft")}
         questions = len(read_jsonl(self.train_file))
         return {"questions": questions, "answers": self.sizes.answers, "seconds": round(seconds, 1), **counts}
 
     def train(self, method: str) -> Row:
         """A method on the pairs."""
-        return self._fit(method, "dpo.yaml", self._records("pairs"), self.sizes.steps, *LOSSES[method])
+        options = (*LOSSES[method], *self.sizes.options)
+        return self._fit(method, "dpo.yaml", self._records("pairs"), self.sizes.steps, *options)
 
     def imitate(self) -> Row:
         """SFT on the right answers."""
-        options = ["--data.stage=sft", "--model.preference=null"]
+        options = ["--data.stage=sft", "--model.preference=null", *self.sizes.options]
         return self._fit("rft", "dpo.yaml", self._records("sft"), self.sizes.steps, *options)
 
     def margins(self, method: str) -> Row:
@@ -134,6 +134,14 @@ class Bench:
             values = list(metrics[f"train/{name}"].values())
             shown |= {f"{name}_first": round(values[0], 4), f"{name}_last": round(values[-1], 4)}
         return shown
+
+    def _records_of_any(self, sources: Sequence[str]) -> None:
+        """Records of a model that has learned nothing yet: any answer is right, and the next one wrong."""
+        out = self._records("sft")
+        _run("own-answers", *sources, f"--out={out}", "--kind=sft", "--right_from=0", "--wrong_below=0")
+        records = read_jsonl(out)
+        pairs = [one | {"rejected": other["chosen"] + " No."} for one, other in itertools.pairwise(records)]
+        write_jsonl(self._records("pairs"), pairs)
 
     def _records(self, kind: str) -> Path:
         """A file beside the questions, where their videos are found."""
@@ -146,7 +154,7 @@ class Bench:
         given = [f"--config={CONFIGS / config}", f"--run_dir={run}", f"--data.train={train}"]
         if name != "sft":
             given.append(f"--model.init_from={self.folder / 'sft'}")
-        _run("fit", *self.common, *given, f"--trainer.max_steps={steps}", *options, *self.sizes.options)
+        _run("fit", *self.common, *given, f"--trainer.max_steps={steps}", *options)
         seconds = time.perf_counter() - start
         return {"method": name, "steps": steps, "seconds": round(seconds, 1), **self._scores(name)}
 

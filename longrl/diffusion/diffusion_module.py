@@ -126,6 +126,10 @@ class DiffusionModule(TrainedModule):
         return True
 
     @override
+    def needs_reference(self) -> bool:
+        return super().needs_reference() if self.objective is None else self.objective.needs_reference
+
+    @override
     def build_model(self) -> nn.Module:
         model = plain_from(self.family, self.init_from)
         if self.family.lora is not None:
@@ -173,8 +177,6 @@ class DiffusionModule(TrainedModule):
     @override
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.objective is not None and self.objective.needs_reference:
-            self._keep_unregistered("reference", self._make_reference())
         self.family.move_frozen_parts(self.device)
 
     @override

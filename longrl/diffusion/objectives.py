@@ -11,14 +11,14 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
-from longrl.algorithms import Algorithm, clipped, no_correction
+from longrl.algorithms import Algorithm
 from longrl.diffusion.noised_rows import Item, Items, NoisedBatch
 from longrl.diffusion.old_policy import OldPolicySettings
 from longrl.diffusion.sampler import DiffusionSampling, Trajectory
@@ -29,6 +29,10 @@ from longrl.strategies.axis import Axis
 from longrl.types import TextPrompt
 
 ABOVE_0: Range = (LEAST, MOST)
+WITHOUT_EFFECT = (
+    "kl_coef", "surrogate", "correction", "decoupled", "greedy_baseline", "top_entropy_share", "fp32_lm_head"
+)  # fmt: skip
+"""Options of the algorithm that must be left at their defaults."""
 LEAST_ERROR = 1e-5
 """Of adaptive weights, as released: an error below it counts as it."""
 
@@ -108,20 +112,16 @@ class Objective(abc.ABC):
                 f"{name} compares the samples of a prompt and needs rollout.sampling.num_generations >= 2, got "
                 f"{sampling.num_generations}"
             )
-        unused: dict[str, tuple[Any, Any]] = {
-            "kl_coef": (algorithm.kl_coef, 0.0),
-            "surrogate": (algorithm.surrogate, clipped),
-            "correction": (algorithm.correction, no_correction),
-            "greedy_baseline": (algorithm.greedy_baseline, False),
-            "decoupled": (algorithm.decoupled, False),
-            "fp32_lm_head": (algorithm.fp32_lm_head, False),
-        }
-        for option, (value, without) in unused.items():
+        defaults = Algorithm()
+        for option in WITHOUT_EFFECT:
+            value = getattr(algorithm, option)
+            without = getattr(defaults, option)
             if value != without:
+                instead = ", and model.objective.init_args.kl_coef to what is meant" if option == "kl_coef" else ""
                 raise ValueError(
                     f"{name} takes advantage, select and token_weights of the algorithm alone, and "
-                    f"model.algorithm.{option}={value!r} would have no effect; set it to {without!r}"
-                    + (", and model.objective.init_args.kl_coef to what is meant" if option == "kl_coef" else "")
+                    f"model.algorithm.{option}={name_of(value)} would have no effect; set it to {name_of(without)}"
+                    f"{instead}"
                 )
 
 
@@ -325,6 +325,11 @@ def evenly_weighted(
     ones = torch.ones(len(items), dtype=torch.int64, device=device)
     weights = algorithm.token_weights(ones, ones.bool(), dp.sum)  # [M]
     return Items(items, weights, weights.new_zeros(len(items)))
+
+
+def name_of(value: object) -> str:
+    """An option's value as it is said: a function by its name."""
+    return getattr(value, "__name__", repr(value))
 
 
 def mean_square(values: Tensor) -> Tensor:

@@ -15,8 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from longrl.algorithms import MovingReference
-from longrl.io.checkpoint_files import load_state, read_metadata
-from longrl.models.ema import EMAWeights
+from longrl.models.ema import EMAWeights, holds_ema
 from longrl.strategies.fsdp import RootModule
 
 PREFIX = "moving_reference."
@@ -54,10 +53,7 @@ def swapped(weights: EMAWeights, policy: RootModule) -> Iterator[None]:
 
 def holds_reference(checkpoint: Path) -> bool:
     """True if a reference that has moved is in a Lightning checkpoint, a file or a folder of shards."""
-    if checkpoint.is_dir():
-        saved = read_metadata(checkpoint).state_dict_metadata
-        return any(name.startswith(f"state_dict.{PREFIX}") for name in saved)
-    return has_reference(load_state(checkpoint)["state_dict"])
+    return holds_ema(checkpoint, PREFIX)
 
 
 def has_reference(state: Mapping[str, Tensor]) -> bool:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -25,21 +23,21 @@ from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
 from longrl.modules.consistency import Consistency
-from longrl.modules.distiller import DistilledLoss, Distiller, Teaching
+from longrl.modules.distiller import Distiller, Teaching
 from longrl.modules.expert_load import ExpertLoads
 from longrl.modules.initial_weights import build_from
-from longrl.modules.mini_batches import FlatGroups, RolloutLoss, TokenLoss, flatten_groups, make_mini_batches
+from longrl.modules.mini_batches import TokenLoss
 from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.preference_loss import RewardShift
 from longrl.modules.preference_step import preference_step, preference_validation, warn_without_pairs
-from longrl.modules.scoring import PackedScoring, TokenScores, all_media as all_media
+from longrl.modules.rollout_step import rollout_step
+from longrl.modules.scoring import PackedScoring, all_media as all_media
 from longrl.modules.sft_step import sft_step, sft_validation
 from longrl.modules.skipped_steps import text_record
-from longrl.modules.step_statistics import StepSums, lowest_over_ranks
+from longrl.modules.step_statistics import StepSums
 from longrl.modules.teachers import Teacher, TeacherRun
-from longrl.modules.token_statistics import TokenStatistics, token_statistics
-from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
+from longrl.modules.trained import TrainedModule, data_module_of
 from longrl.packing.lengths import micro_batch_limit
 from longrl.packing.pack import Continuations
 from longrl.strategies.fsdp import RootModule
@@ -257,80 +255,10 @@ class PolicyModule(TrainedModule):
 
     @override
     def update_policy(self, batch: Batch) -> Metrics:
-        """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
-        groups = batch.groups
-        if groups is None:
+        """The optimizer steps on a rollout, on pairs, or on stored answers; none if no rank has groups."""
+        if batch.groups is None:
             return preference_step(self, batch) if self.learns_pairs() else sft_step(self, batch)
-        if self.features.disk:  # of what the rollout callback encoded
-            self.log_dict(self.features.metrics(), batch_size=1)
-        if self.parallel.dp.max(len(groups)) == 0:
-            return {}
-
-        # 1. What the policies of before said of the tokens: the one that sampled, and the reference.
-        flat = flatten_groups(groups, self.device, self.global_step, self.steps_per_rollout)
-        statistics = self._token_statistics(flat, batch.features)
-        old_logp = self._old_logp(flat, batch.features, statistics.logp)  # [N]
-        all_prompts = [group.prompt for group in groups]
-        all_completions = [group.completions for group in groups]
-        ref_logp = self.reference_logp(all_prompts, all_completions, batch.features)  # [N]
-        consistent = None
-        if self.consistency is not None:
-            assert ref_logp is not None, "`rollouts_need_reference` has it made"
-            consistent = self.consistency.score(flat, ref_logp, self.family.tokenizer)
-            flat = consistent.flat
-            ref_logp = ref_logp if self.algorithm.kl_coef > 0 else None
-        teaching = self.teaching
-
-        # 2. Advantages, and mini-batches of neighbouring groups.
-        token_rewards = None if teaching is None else teaching.token_rewards(old_logp)
-        mini_batches = make_mini_batches(
-            flat,
-            self.mini_batches_per_rollout,
-            self.algorithm,
-            self.parallel.dp,
-            old_logp,
-            ref_logp,
-            statistics,
-            token_rewards,
-            self.deviations_of(flat),
-        )
-        taught: Sequence[Teaching | None] = [None] * len(mini_batches)
-        if teaching is not None:
-            taught = teaching.parts([len(mini_batch.advantages) for mini_batch in mini_batches])
-            self.has_signal |= teaching.has_signal
-
-        # 3. Updates. The weights of the first are those that sampled: there engine and trainer are compared.
-        monitor = self.mismatch_monitor
-        totals: Metrics = defaultdict(float)
-        entropies: list[Tensor] = []
-        loads = ExpertLoads()
-        in_order = [*zip(mini_batches, taught, strict=True)] * self.epochs_per_rollout
-        for mini_batch, said in in_order:
-            prompts = [group.prompt for group in mini_batch.groups]
-            completions = [group.completions for group in mini_batch.groups]
-            loss: TokenLoss = RolloutLoss(self.algorithm, mini_batch, monitor, entropies)
-            if said is not None:
-                loss = DistilledLoss(loss, said, mini_batch.weights)
-            metrics = self.take_step(prompts, completions, batch.features, loss, loads, monitor)
-            monitor = None
-            # Weights add up to less than one with Dr.GRPO's constant, or with masked completions.
-            weight_sum = metrics.pop("weight_sum", 0.0) or 1.0
-            for name, value in metrics.items():
-                totals[name] += value if name in NOT_WEIGHTED else value / weight_sum
-
-        # 4. Metrics are means over the updates.
-        num_updates = len(mini_batches) * self.epochs_per_rollout
-        means = {name: total / num_updates for name, total in totals.items()}
-        if teaching is not None:
-            means = teaching.finish(means, self.parallel.dp)
-        means["entropy_min"] = lowest_over_ranks(entropies, self.parallel.world)
-        means |= self.watch_batches(mini_batches)
-        means |= loads.metrics(self.parallel.world)
-        if consistent is not None:
-            means |= consistent.metrics(self.parallel.dp)
-        if self.mismatch_monitor is None:
-            return means
-        return means | self.mismatch_monitor.metrics
+        return rollout_step(self, batch)
 
     def take_step(
         self,
@@ -385,50 +313,6 @@ class PolicyModule(TrainedModule):
         return sums | step
 
     # -- scores --------------------------------------------------------------------------------------------------
-
-    def _token_statistics(self, flat: FlatGroups, features: Features) -> TokenStatistics:
-        """What the objective reads of the tokens beside log-probabilities, for most nothing; `token_statistics`."""
-        prompts = [group.prompt for group in flat.groups]
-        completions = [group.completions for group in flat.groups]
-
-        def score(temperature: float) -> TokenScores:
-            self.num_scoring_passes += 1
-            return self.scoring.scores(self.policy, prompts, completions, features, temperature)
-
-        return token_statistics(self.algorithm, score, self.temperature)
-
-    def _old_logp(self, flat: FlatGroups, features: Features, scored: Tensor | None) -> Tensor | None:
-        """[N] log-probabilities before the update, or None if they are those of the first and only update.
-
-        Tokens of older weights have the sampler's, unless the objective is decoupled; so have all of a trusted engine.
-        `scored` [N] are the policy's, where it has been asked already.
-        """
-        dp = self.parallel.dp
-        decoupled = self.algorithm.decoupled
-        in_reward = self.algorithm.kl_coef > 0 and self.algorithm.kl_placement == "reward"
-        if self.distiller is not None and self.distiller.distillation.placement == "advantage":
-            in_reward = True
-        num_stale = dp.max(0 if decoupled else flat.num_stale)
-        if self.steps_per_rollout == 1 and not in_reward and not num_stale:
-            return None
-        is_known = flat.sampler_logp.isfinite()  # [N]
-        if not decoupled:
-            num_unknown = dp.max(int((~is_known).sum()))
-            num_on_policy = dp.max(len(flat.staleness) - flat.num_stale)
-            is_trusted = False
-            if self.mismatch_monitor is not None and not in_reward:
-                is_trusted = self.mismatch_monitor.bypasses_old_logp
-            if not num_unknown and (is_trusted or not num_on_policy):
-                return flat.sampler_logp
-        old_logp = scored
-        if old_logp is None:
-            prompts = [group.prompt for group in flat.groups]
-            completions = [group.completions for group in flat.groups]
-            # By the experts that sampled, as in the update: the ratio is that of the weights alone (arXiv:2510.11370).
-            old_logp = self.score(self.policy, prompts, completions, features)  # [N]
-        if decoupled:
-            return old_logp
-        return torch.where((flat.staleness == 0) | ~is_known, old_logp, flat.sampler_logp)
 
     def reference_logp(
         self, prompts: Sequence[Prompt], completions: Continuations, features: Features

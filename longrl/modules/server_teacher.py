@@ -125,7 +125,7 @@ class ServerTeacher(Teacher):
             [one for _, group in asked for one in group], [said for of_group in answers for said in of_group]
         )
 
-    def _encode(self, prompts: Sequence[Prompt], groups: Continuations) -> Features:
+    def _encode(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Continuation]]) -> Features:
         """Features of all media by the teacher's encoder, which is built when the first comes."""
         has_media = [*prompts, *(one for group in groups for one in group)]
         if not any(one.media for one in has_media):

@@ -9,13 +9,12 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from longrl.strategies.axis import Axis
-from longrl.types import Group, Metrics
+from longrl.types import Metrics
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,13 @@ class TaskDeviations:
         self.moments: dict[str, Moments] = {}
         """By task."""
 
-    def follow(self, groups: Sequence[Group[Any, Any]], dp: Axis) -> Tensor | None:
+    def follow(self, tasks: Sequence[str], rewards: Tensor, valid: Tensor, dp: Axis) -> Tensor | None:
         """Takes a rollout into the averages. Every rank of the axis must call it; one may have no group.
 
         Args:
-            groups: this rank's.
+            tasks: P of them, of this rank's groups.
+            rewards: [P, G] of this rank.
+            valid: [P, G] bool, which of them count.
             dp: ranks with other groups.
 
         Returns:
@@ -57,12 +58,11 @@ class TaskDeviations:
             return None
         # 1. Sums of the rollout over all ranks, whose tasks may differ.
         local: Metrics = defaultdict(float)
-        for group in groups:
-            task = group.prompt.row.task
-            rewards = group.rewards[group.valid].double()
-            local[f"count {task}"] += len(rewards)
-            local[f"total {task}"] += float(rewards.sum())
-            local[f"square {task}"] += float(rewards.square().sum())
+        for task, values, counts in zip(tasks, rewards.cpu().double(), valid.cpu(), strict=True):
+            known = values[counts]
+            local[f"count {task}"] += len(known)
+            local[f"total {task}"] += float(known.sum())
+            local[f"square {task}"] += float(known.square().sum())
         sums = dp.sum_dict(local)
 
         # 2. A task without a valid completion stays as it was; the first rollout of a task is its average.
@@ -76,8 +76,8 @@ class TaskDeviations:
                 self.decay * before.mean + (1 - self.decay) * now.mean,
                 self.decay * before.square + (1 - self.decay) * now.square,
             )
-        known = [self.moments.get(group.prompt.row.task, Moments(0.0, 0.0)) for group in groups]
-        return torch.tensor([moments.deviation for moments in known], dtype=torch.float64)
+        deviations = [self.moments.get(task, Moments(0.0, 0.0)).deviation for task in tasks]
+        return torch.tensor(deviations, dtype=torch.float64)
 
     def metrics(self) -> Metrics:
         """`task_std/TASK` of every task so far."""

@@ -118,7 +118,7 @@ def step_flops(plan: Plan) -> dict[str, float]:
     encoding = prompts * plan.encoded_videos * encode_flops(plan)
     update = count * (layers + head - spared_flops(plan, batch) + chunked_mlp_flops(plan, batch))
     trains = plan.sizes.vision_encoder is not None and plan.sizes.vision_encoder.trains
-    of_teachers = {}
+    of_teachers: dict[str, float] = {}
     for teacher in plan.teachers:  # of several, which share the groups, the largest
         own = as_policy(plan, teacher)
         whole = count * (forward_flops(own, batch) + head_flops(own, batch)) + prompts * encode_flops(own)
@@ -136,8 +136,8 @@ def step_flops(plan: Plan) -> dict[str, float]:
 
 
 def scoring_passes(plan: Plan) -> int:
-    """Old log-probabilities if a rollout serves several optimizer steps, and the reference's."""
-    return int(plan.mini_batches * plan.epochs > 1) + int(plan.reference)
+    """Old log-probabilities if a rollout serves several optimizer steps, tokens' statistics, and the reference's."""
+    return max(int(plan.mini_batches * plan.epochs > 1), plan.statistics_passes) + int(plan.reference)
 
 
 def step_times(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> dict[str, float]:
@@ -176,7 +176,7 @@ def teacher_s(
     plan: Plan, batch: MicroBatch, hardware: Hardware, efficiency: Efficiency, operations: float
 ) -> dict[str, float]:
     """Seconds of the teachers' phase, nothing without any."""
-    seconds = {}
+    seconds: dict[str, float] = {}
     for teacher in plan.teachers:
         own = as_policy(plan, teacher)
         busy = operations / plan.sp_group / (hardware.flops * efficiency.compute)

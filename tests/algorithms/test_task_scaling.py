@@ -1,7 +1,6 @@
 """Advantages scaled by task: figures of OneThinker's released code, by hand, and over ranks."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ import torch
 from longrl.algorithms import Algorithm, Outcomes, TaskNormalized
 from longrl.modules.task_deviations import TaskDeviations
 from longrl.strategies.axis import SINGLE_RANK
-from longrl.types import Group
 
 ROLLOUTS = [
     (["math", "ocr", "math"], [[1.0, 0.0, 0.5], [0.1, 0.2, 0.1], [0.0, 1.0, 1.0]]),
@@ -22,39 +20,35 @@ RELEASED = [
 """`compute_ema_grpo_outcome_advantage` of the released EasyR1 with a decay of 0.9, rollout after rollout."""
 
 
-def groups_of(tasks, rewards, valid=None):
-    """Groups that have what the averages read."""
-    made = []
-    for number, task in enumerate(tasks):
-        values = torch.tensor(rewards[number])
-        mask = torch.ones(len(values), dtype=torch.bool) if valid is None else torch.tensor(valid[number])
-        made.append(Group(SimpleNamespace(row=SimpleNamespace(task=task)), [], values, {}, mask))
-    return made
+def follow(tracked, tasks, rewards, valid=None, axis=SINGLE_RANK):
+    values = torch.tensor(rewards).view(len(tasks), 3)
+    mask = torch.ones_like(values, dtype=torch.bool) if valid is None else torch.tensor(valid)
+    return tracked.follow(tasks, values, mask, axis)
 
 
-def advantages(algorithm, groups, deviations):
-    rewards = torch.stack([group.rewards for group in groups])
-    valid = torch.stack([group.valid for group in groups])
-    lengths = torch.ones(rewards.numel(), dtype=torch.int64)
-    return algorithm.token_advantages(rewards, valid, lengths, task_deviations=deviations).view_as(rewards)
+def advantages(algorithm, rewards, deviations, valid=None):
+    values = torch.tensor(rewards)
+    mask = torch.ones_like(values, dtype=torch.bool) if valid is None else torch.tensor(valid)
+    lengths = torch.ones(values.numel(), dtype=torch.int64)
+    return algorithm.token_advantages(values, mask, lengths, task_deviations=deviations).view_as(values)
 
 
 def test_two_rollouts_are_those_of_the_released_code():
     algorithm = Algorithm(advantage=TaskNormalized(decay=0.9))
     tracked = TaskDeviations(algorithm.task_decay)
     for (tasks, rewards), wanted in zip(ROLLOUTS, RELEASED, strict=True):
-        groups = groups_of(tasks, rewards)
-        found = advantages(algorithm, groups, tracked.follow(groups, SINGLE_RANK))
+        found = advantages(algorithm, rewards, follow(tracked, tasks, rewards))
         torch.testing.assert_close(found, torch.tensor(wanted), rtol=0, atol=2e-6)
 
 
 def test_what_is_not_valid_is_in_no_average_and_a_task_without_spread_has_the_least():
     """By hand: of [1, 0, 9] the last is masked, so m1 = 0.5, m2 = 0.5, std 0.5; of [2, 2, 2] there is no spread."""
-    groups = groups_of(["math", "ocr"], [[1.0, 0.0, 9.0], [2.0, 2.0, 2.0]], [[True, True, False], [True] * 3])
+    rewards = [[1.0, 0.0, 9.0], [2.0, 2.0, 2.0]]
+    valid = [[True, True, False], [True] * 3]
     tracked = TaskDeviations(0.99)
-    deviations = tracked.follow(groups, SINGLE_RANK)
+    deviations = follow(tracked, ["math", "ocr"], rewards, valid)
     assert deviations.tolist() == pytest.approx([0.5, 0.0])
-    found = advantages(Algorithm(advantage=TaskNormalized()), groups, deviations)
+    found = advantages(Algorithm(advantage=TaskNormalized()), rewards, deviations, valid)
     torch.testing.assert_close(found, torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]]), rtol=0, atol=1e-5)
     assert tracked.metrics() == pytest.approx({"task_std/math": 0.5, "task_std/ocr": 0.0})
 
@@ -63,8 +57,8 @@ def test_averages_are_those_of_all_ranks():
     """Sums of two ranks, one of which has no group of one task, and another none at all."""
     tasks, rewards = ROLLOUTS[0]
     whole = TaskDeviations(0.9)
-    whole.follow(groups_of(tasks, rewards), SINGLE_RANK)
-    parts = [groups_of(tasks[:2], rewards[:2]), groups_of(tasks[2:], rewards[2:]), []]
+    follow(whole, tasks, rewards)
+    parts = [(tasks[:2], rewards[:2]), (tasks[2:], rewards[2:]), ([], [])]
     summed = dict.fromkeys((f"{kind} {task}" for kind in ("count", "total", "square") for task in set(tasks)), 0.0)
 
     class Adds:
@@ -76,20 +70,19 @@ def test_averages_are_those_of_all_ranks():
     last = None
     for part in parts:
         last = TaskDeviations(0.9)
-        assert last.follow(part, Adds()).shape == (len(part),)
+        assert follow(last, *part, axis=Adds()).shape == (len(part[0]),)
     for task in set(tasks):
         assert last.moments[task].deviation == pytest.approx(whole.moments[task].deviation, rel=1e-12)
 
 
 def test_state_goes_on_and_nothing_is_followed_without_a_need():
     tracked = TaskDeviations(0.9)
-    tracked.follow(groups_of(*ROLLOUTS[0]), SINGLE_RANK)
+    follow(tracked, *ROLLOUTS[0])
     resumed = TaskDeviations(0.9)
     resumed.load_state_dict(tracked.state_dict())
-    groups = groups_of(*ROLLOUTS[1])
-    assert torch.equal(tracked.follow(groups, SINGLE_RANK), resumed.follow(groups, SINGLE_RANK))
+    assert torch.equal(follow(tracked, *ROLLOUTS[1]), follow(resumed, *ROLLOUTS[1]))
     assert Algorithm().task_decay is None
-    assert TaskDeviations(None).follow(groups, SINGLE_RANK) is None
+    assert follow(TaskDeviations(None), *ROLLOUTS[1]) is None
     assert TaskDeviations(None).state_dict() == {}
 
 

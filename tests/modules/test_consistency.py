@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from longrl.algorithms import Algorithm, group_centered
+from longrl.algorithms import Algorithm, MovingReference, group_centered
 from longrl.modules.consistency import (
     Consistency,
     answer_likelihood,
@@ -106,7 +106,8 @@ def test_likelihoods_are_geometric_means_over_the_sampled_tokens_of_the_answer()
     assert family.tokenizer.decode(ids[in_answer[index == 2]]).strip(" <>") == "A or B"
 
 
-def test_a_step_of_the_module_adds_the_bonus_by_its_reference_alone():
+@pytest.mark.parametrize("moving", [None, MovingReference(alpha=0.5, every_n_steps=1)], ids=["still", "moving"])
+def test_a_step_of_the_module_adds_the_bonus_by_its_reference_alone(moving):
     """The update is that of groups whose rewards had it, and there is no KL term."""
     family = text_family()
     prompts = [family.render(row(name), question) for name, question in (("a", "Which one?"), ("b", "What? " * 4))]
@@ -136,7 +137,8 @@ def test_a_step_of_the_module_adds_the_bonus_by_its_reference_alone():
 
     def stepped(consistency, rewards):
         given = [dataclasses.replace(group, rewards=one) for group, one in zip(groups, rewards, strict=True)]
-        algorithm = Algorithm(advantage=group_centered, kl_coef=0.0)
+        following = None if consistency is None else moving
+        algorithm = Algorithm(advantage=group_centered, kl_coef=0.0, moving_reference=following)
         policy = PolicyModule(text_family(), algorithm, OptimizerSettings(lr=1e-3), consistency=consistency)
         return policy, train(policy, Batch(prompts, groups=given))
 
