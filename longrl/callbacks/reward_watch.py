@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from longrl.modules.trained import TrainedModule, rollout_metrics
+from longrl.modules.rollout_means import rollout_metrics
+from longrl.modules.trained import TrainedModule
 from longrl.rewards.failures import Failure, hopeless_message
 from longrl.strategies.parallel import Parallel
 from longrl.types import Group

@@ -39,7 +39,8 @@ from longrl.environments.settings import EnvironmentSettings
 from longrl.io.number_ranges import LIMIT_OR_ZERO, NOT_NEGATIVE, check_ranges
 from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.policy import PolicyModule, all_media
-from longrl.modules.trained import data_module_of, mean_over_ranks, rollout_metrics
+from longrl.modules.rollout_means import mean_over_ranks, rollout_metrics
+from longrl.modules.trained import data_module_of
 from longrl.rewards import RewardSum
 from longrl.strategies.parallel import Parallel
 from longrl.types import Batch, Group, Metrics, Prompt, SamplingParams

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from longrl.modules.rollout_means import mean_over_ranks
 from longrl.modules.staleness import ages, token_staleness
-from longrl.modules.trained import mean_over_ranks
 from longrl.strategies.axis import Axis
 from longrl.types import Completion, Group, Metrics
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from longrl.modules.trained import mean_over_ranks
+from longrl.modules.rollout_means import mean_over_ranks
 from longrl.rewards.tool_use import calls_of
 from longrl.strategies.parallel import Parallel
 from longrl.types import Group, Metrics

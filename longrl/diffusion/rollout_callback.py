@@ -20,7 +20,7 @@ from longrl.diffusion.sampler import DiffusionSampling, Trajectory, sample_traje
 from longrl.diffusion.steps import DenoisingStep
 from longrl.diffusion.trajectory_rows import TrajectoryGroup
 from longrl.engines.rollout_engine import prompt_seed, sampling_ids
-from longrl.modules.trained import mean_over_ranks, reward_values
+from longrl.modules.rollout_means import mean_over_ranks, reward_values
 from longrl.rewards import RewardSum
 from longrl.rewards.failures import Failure
 from longrl.types import Group, Row, TextPrompt

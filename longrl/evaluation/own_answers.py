@@ -227,6 +227,6 @@ def find_answers(folder: str | Path, condition: str | None = None) -> list[Sampl
         )
     if condition is None and len(found) == 1:
         return next(iter(found.values()))
-    if condition not in found:
+    if condition is None or condition not in found:
         raise ValueError(f"--condition must be one of {', '.join(map(repr, found))}, got {condition!r}")
     return found[condition]

@@ -261,8 +261,9 @@ def replay_batch(record: StepRecord, render: Callable[[Row], Prompt]) -> Batch:
         size = len(targets) // max(1, len(prompts))
         taught = []
         for number, prompt in enumerate(prompts):
-            own = dict(zip(("response", "rejected"), targets[number * size :][:size], strict=False))
-            taught.append(dataclasses.replace(prompt, **own))
+            answers = targets[number * size :][:size]
+            rejected = answers[1] if size == 2 else None
+            taught.append(dataclasses.replace(prompt, response=answers[0], rejected=rejected))
         return Batch(taught)
     # 2. RL: G answers with what the sampler said of their tokens.
     completions = recorded_completions(record)

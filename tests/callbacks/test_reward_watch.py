@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from longrl.callbacks.reward_watch import RewardWatch
-from longrl.modules.trained import mean_over_ranks
+from longrl.modules.rollout_means import mean_over_ranks
 from longrl.rewards.failures import Failure
 from longrl.strategies.axis import world_axis
 from longrl.strategies.parallel import Parallel

@@ -13,7 +13,7 @@ from longrl.algorithms import drop_uniform
 from longrl.callbacks.generations import group_samples
 from longrl.evaluation.records import group_records
 from longrl.modules.metric_means import MetricMeans
-from longrl.modules.trained import mean_over_ranks, reward_values
+from longrl.modules.rollout_means import mean_over_ranks, reward_values
 from longrl.rewards import (
     CosineLength,
     RewardSum,
