@@ -50,10 +50,12 @@ def test_both_ways_start_from_one_checkpoint_and_are_asked_alike(distil, tmp_pat
     fields = ["method", "steps", "seconds", "accuracy", "low", "high", "n", "teacher_passes_per_group"]
     assert all(list(row) == fields for row in rows)
     found = json.loads((tmp_path / "found.json").read_text())
-    assert [row["method"] for row in found["before"]] == ["sft", "teacher"]
+    assert [row["method"] for row in found["before"]] == ["sft", "teacher_sft", "teacher"]
 
     by_name = {Path(value_of(one, "--run_dir")).name: one for one in commands if one[0] == "fit"}
-    assert list(by_name) == ["sft", "teacher", "rl", "distil"]
+    assert list(by_name) == ["sft", "teacher_sft", "teacher", "rl", "distil"]
+    assert by_name["teacher"].index("--trainer.max_steps=60") < by_name["teacher"].index("--trainer.max_steps=2")
+    assert {*distil.MORE_FRAMES} <= {*by_name["teacher"]}
     sft = str(tmp_path / "runs" / "sft")
     assert value_of(by_name["rl"], "--model.init_from") == value_of(by_name["distil"], "--model.init_from") == sft
     assert value_of(by_name["distil"], "--model.teacher.init_args.init_from") == str(tmp_path / "runs" / "teacher")
