@@ -70,7 +70,8 @@ def test_the_student_has_a_third_of_the_steps_and_its_teacher_twice_the_frames(d
         "common.yaml", "grpo.yaml", "distil/teacher.yaml", "distil/student.yaml")}  # fmt: skip
     student, rl = stages["distil/student.yaml"], stages["grpo.yaml"]
     assert 3 * student["trainer"]["max_steps"] <= rl["trainer"]["max_steps"]
-    assert student["data"]["prompts_per_batch"] == rl["data"]["prompts_per_batch"]
+    completions = stages["common.yaml"]["rollout"]["sampling"]["num_generations"] * rl["data"]["prompts_per_batch"]
+    assert student["data"]["prompts_per_batch"] * student["rollout"]["sampling"]["num_generations"] == completions
     seen, own = stages["common.yaml"]["data"]["video"], student["data"]["teacher_view"]["video"]
     assert own == stages["distil/teacher.yaml"]["data"]["video"] == {name: 2 * value for name, value in seen.items()}
     assert {*distil.MORE_FRAMES} == {f"--data.video.{name}={value}" for name, value in own.items()}
