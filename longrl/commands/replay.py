@@ -211,10 +211,10 @@ def recorded_loss(policy: PolicyModule, step: StepRecord) -> TokenLoss:
     """The loss that the step had, with the advantages and log-probabilities of then."""
     tensors = {name: tensor.to(policy.device) for name, tensor in step.tensors.items()}
     if "reward_shift" in tensors:
-        pairs = of_prompts(recorded_continuations(step), len(step.rows))
+        answers = of_prompts(recorded_continuations(step), len(step.rows))
         shift = float(tensors["reward_shift"])
-        known = (tensors.get("ref_logp"), len(pairs), shift, policy.device)
-        return PreferenceLoss.of_pairs(policy.preference, pairs, *known)
+        options = (len(answers), shift, policy.device)
+        return PreferenceLoss.of_pairs(policy.preference, answers, tensors.get("ref_logp"), *options)
     if "advantages" not in tensors:
         return SFTLoss(sum(target.num_sampled for target in recorded_continuations(step)))
     sampler_logp = tensors["sampler_logp"]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from longrl.algorithms import Preference, SimPO, SmoothedDPO, ipo
-from longrl.commands.replay import recorded_loss
+from longrl.commands.first_nonfinite import NonfiniteWatch
+from longrl.commands.replay import take_step
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.policy import PolicyModule
 from longrl.modules.preference_loss import PreferenceLoss
@@ -177,23 +178,38 @@ def test_an_objective_without_pairs_is_told_of(caplog):
     assert "model.preference has no effect without data.stage=preference" in caplog.text
 
 
-def test_a_record_of_a_step_on_pairs_gives_the_pairs_and_their_loss_again():
+def test_a_record_of_a_step_on_pairs_gives_the_pairs_again():
     family = text_family()
     prompts = with_pairs(family, text_prompts(family))
     plain = {prompt.id: dataclasses.replace(prompt, response=None, rejected=None) for prompt in prompts}
-    policy = policy_of(family, preference=OBJECTIVES["mpo"])
-    ref_logp = -torch.rand(sum(map(sum, LENGTHS)))
-    loss = PreferenceLoss.of_pairs(policy.preference, answered(prompts), ref_logp, 3, 0.3, policy.device)
-    record = text_record(prompts, answered(prompts), loss)
-    found = recorded_loss(policy, record)
-    scores = -torch.rand(6, dtype=torch.float64)
-    assert torch.equal(found.of_sums(scores)[0], loss.of_sums(scores)[0])
-    assert found.num_pairs == 3
+    record = text_record(prompts, answered(prompts), SimpleLoss())
     assert len(recorded_continuations(record)) == 6
     again = replay_batch(record, lambda row: plain[row.id])
     for one, other in zip(again.prompts, prompts, strict=True):
         assert torch.equal(one.response.token_ids, other.response.token_ids)
         assert torch.equal(one.rejected.token_ids, other.rejected.token_ids)
+
+
+class SimpleLoss:
+    def tensors(self):
+        return {}
+
+
+def test_a_step_on_pairs_that_was_left_out_is_replayed_with_the_loss_that_it_had():
+    family = text_family()
+    prompts = with_pairs(family, text_prompts(family))
+    policy = policy_of(family, preference=OBJECTIVES["mpo"])
+    policy.configure_model()
+    with torch.no_grad():
+        ref_logp = separate_logps(plain_model(policy.model, family), prompts, answered(prompts)).float()
+    disturb_text(policy)
+    pairs = answered(prompts)
+    loss = PreferenceLoss.of_pairs(OBJECTIVES["mpo"], pairs, ref_logp, 3, 0.3, policy.device)
+    record = text_record(prompts, pairs, loss)
+    total = take_step(policy, record, prompts, NonfiniteWatch())
+    wanted, expected, _ = by_hand("mpo", family, prompts, shift=0.3)
+    assert total == pytest.approx(wanted, rel=1e-5)
+    assert_same_gradients(gradients(policy.model), expected, 1e-5)
 
 
 def test_the_shift_is_in_checkpoints_and_not_of_other_runs():
