@@ -232,7 +232,6 @@ class TrainedModule(ParallelModule, abc.ABC):
     @override
     def on_train_start(self) -> None:
         """Only now have weights and optimizer been restored."""
-        self.moving_reference = self._first_reference  # of a checkpoint without one
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         offload_state(optimizer)
@@ -266,6 +265,7 @@ class TrainedModule(ParallelModule, abc.ABC):
         state = checkpoint.get("state_dict", {})  # MRSPStrategy has read the weights already: `before_load`
         if self.algorithm.moving_reference is None and has_reference(state):
             refuse_lost_reference(path)
+        self.moving_reference = self._first_reference  # which `before_load` has taken away
         if state and not has_reference(state):
             complete(state, self.state_dict())
 

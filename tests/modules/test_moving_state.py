@@ -4,6 +4,7 @@ Oracles are stock transformers models in float64, one forward per completion, an
 """
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -221,6 +222,20 @@ def test_the_reference_is_the_average_of_the_policies_and_the_policy_stays_itsel
     assert seen.metrics[2]["train/kl_ref"] > 0
     assert seen.metrics[2]["train/loss"] == pytest.approx(loss, rel=1e-4, abs=1e-7)
     assert_same_gradients(seen.gradients[2], expected, 2e-5)
+
+
+def test_a_checkpoint_of_ranks_without_a_reference_leaves_the_first_policy_for_one(tmp_path):
+    """Whatever is run with it: where only pairs are compared no training begins."""
+    policy = policy_of(text_family(), algorithm=Algorithm(kl_coef=0.3, moving_reference=MovingReference()))
+    policy.configure_model()
+    policy.trainer = SimpleNamespace(ckpt_path="last.ckpt")
+    first = policy.moving_reference
+    torch.save({"state_dict": policy.model.state_dict()}, tmp_path / "last.ckpt")
+    policy.before_load(tmp_path / "last.ckpt")
+    assert {name.partition(".")[0] for name in policy.state_dict()} == {"model"}
+    policy.on_load_checkpoint({"lora": None})
+    assert policy.moving_reference is first
+    assert "moving_reference" in {name.partition(".")[0] for name in policy.state_dict()}
 
 
 def test_a_hard_update_makes_the_reference_the_policy():
