@@ -159,7 +159,7 @@ def test_what_moves_from_step_to_step_goes_on_on_another_number_of_ranks(tmp_pat
     assert_same_run(folder, one)
     logged = metrics(one)
     for name in ("kl_coef", "entropy_coef", "task_std/multiple_choice", "kl_ref"):
-        assert len({value for (_, metric), value in logged.items() if metric == f"train/{name}"}) == 3, name
+        assert len({value for (_, metric), value in logged.items() if metric == f"train/{name}"}) > 1, name
 
 
 MOVING = {
