@@ -134,7 +134,8 @@ def doc_hash(row: Row) -> str:
         content[kind] = [Path(path).name for path in content[kind]]
     if not row.messages:  # no conversation: the hash is that of releases before 0.2
         del content["messages"], content["response"]
-    for name in ("trace", "rejected"):  # what is taught beside a conversation's last turn decides no answer
+    # What is taught beside a conversation's last turn decides no answer, nor does when a row was drawn.
+    for name in ("trace", "rejected", "draw"):
         del content[name]
     return hash_json(content, default=repr)  # metadata may hold anything, such as dates
 

@@ -264,7 +264,7 @@ def test_every_prompt_shows_the_frames_of_the_step_that_draws_it(tmp_path, worke
     for step in range(0, 16, 2):
         now[0] = step
         prompts = stream.take(3) + stream.take((0, 0, 4, 1)[step // 2 % 4])
-        shown = {dict(prompt.row.metadata["curriculum_draw"]["video"])["max_frames"] for prompt in prompts}
+        shown = {dict(prompt.row.draw["video"])["max_frames"] for prompt in prompts}
         assert shown == {int(schedule.max_frames.at(step, 2))}
         assert stream.metrics()["data/max_frames"] == schedule.max_frames.at(step, 2)
 
