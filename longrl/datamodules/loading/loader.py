@@ -217,9 +217,10 @@ class PromptStream(Generic[Item]):
         """The next `count` prompts.
 
         Raises:
-            ValueError: too many rows on the way cannot be used.
+            ValueError: too many rows on the way cannot be used, or no others come.
         """
         prompts: list[Item] = []
+        num_lost = 0
         outer = PULSE.phase
         PULSE.phase = "data"
         PULSE.since = time.perf_counter()
@@ -234,7 +235,14 @@ class PromptStream(Generic[Item]):
             PULSE.sample = ""
             # Unusable rows are consumed too; further rows come instead of them.
             self.position += len(items)
-            prompts += usable_items(items, self.skips, self.sp_group)
+            usable = usable_items(items, self.skips, self.sp_group)
+            prompts += usable
+            num_lost = 0 if usable else num_lost + len(items)
+            if num_lost > self.order.num_rows * self.order.world_size:
+                raise ValueError(
+                    f"the last {num_lost} draws of training rows gave none that can be used: of those that data."
+                    f"curriculum draws all are listed in {self.skips.path}; widen its band, or raise retry_after"
+                )
         PULSE.phase = outer
         PULSE.beats += 1
         return prompts

@@ -219,7 +219,11 @@ def initial_rates(source: str | None, rows: Sequence[Row]) -> list[float]:
     if kind == "metadata":
         rates = [_rate(row.metadata.get(name), f"row {row.id!r}") for row in rows]
     else:
-        by_id = _rates_by_id(read_records(source), source)
+        try:
+            records = read_records(source)
+        except ValueError as error:
+            raise ValueError(f"data.curriculum.pass_rates.initial cannot be read: {error}") from error
+        by_id = _rates_by_id(records, source)
         rates = [by_id.get(row.id, math.nan) for row in rows]
     if all(map(math.isnan, rates)):
         raise ValueError(

@@ -188,6 +188,8 @@ def test_rates_of_a_file_of_an_evaluation_and_of_the_rows_themselves(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             written(*records)
+    with pytest.raises(ValueError, match=r"data\.curriculum\.pass_rates\.initial .* 'no\.jsonl' does not exist"):
+        initial_rates("no.jsonl", ROWS)
     with pytest.raises(ValueError, match="the pass rate of row 'a' must be a number from 0 to 1, got 'half'"):
         initial_rates("metadata:right", [Row("a", "?", "1", metadata={"right": "half"})])
 
