@@ -136,8 +136,8 @@ def test_a_config_that_is_none_is_refused_in_one_line(tmp_path, capsys, command,
     ],
 )  # fmt: skip
 def test_a_mistake_within_the_value_of_an_option_is_told_in_a_few_words(capsys, option, value, said):
+    configs = ["--config=configs/demo/common.yaml", "--config=configs/signals/grpo_care.yaml"]
     with pytest.raises(SystemExit):
-        configs = ["--config=configs/demo/common.yaml", "--config=configs/signals/grpo_care.yaml"]
         main(["fit", *configs, f"--{option}={value}"])
     assert capsys.readouterr().err.strip() == f"longrl: error: {said}"
 

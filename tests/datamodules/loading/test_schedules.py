@@ -33,7 +33,7 @@ def test_a_line_stays_between_its_values_whatever_it_is_rounded_to(values, multi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (([], []), "as many values as steps, and one at least"),
+        (([], []), "as many values as steps, at least one"),
         (([0, 5], [1]), "as many values as steps"),
         (([1, 5], [1, 2]), r"steps of a schedule must begin at 0 and ascend, got steps=\[1, 5\]"),
         (([0, 5, 5], [1, 2, 3]), "must begin at 0 and ascend"),
