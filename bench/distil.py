@@ -1,11 +1,12 @@
 """Does a student learn faster from a teacher that sees more than from rewards? Accuracy and steps of both.
 
 The demo's student (1.3 million weights) is taught the think/answer form by the demo's SFT stage. From that checkpoint
-it goes on in two ways, with the same prompts per step and completions per prompt:
+it goes on in two ways, with 256 completions per step:
 
-- rl: the demo's GRPO on answers alone, all 130 steps.
-- distil: reverse KL to a teacher on the student's own answers, a third of these steps. The teacher is as large as the
-  student, but was taught all training questions, and sees twice the frames (`data.teacher_view`).
+- rl: the demo's GRPO on answers alone, 130 steps of 32 prompts and 8 completions of each.
+- distil: reverse KL to a teacher on the student's own answers, a third of these steps, of 128 prompts and 2 completions
+  of each. The teacher is as large as the student, but was taught worked answers about four times as many videos, then
+  by 60 steps of GRPO, and sees twice the frames (`data.teacher_view`).
 
 Both answer the held-out questions at the student's frames. All is done by longrl's own commands, which are printed.
 
@@ -43,21 +44,27 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         folder = Path(tempfile.mkdtemp(prefix="longrl_distil_"))
     elif folder.exists():
         shutil.rmtree(folder)
-    num_train, num_eval, steps = 600, 100, ()
+    num_train, num_eval = 600, 100
+    steps: tuple[str, ...] = ()
     if arguments.quick:
-        num_train, num_eval, steps = 12, 6, ("--trainer.max_steps=2", "--data.prompts_per_batch=2")
+        num_train, num_eval = 12, 6
+        steps = ("--trainer.max_steps=2", "--data.prompts_per_batch=2")
     stages = Stages(folder, steps)
-    stages.run("synthetic", f"--out={folder / 'data'}", f"--num_train_videos={num_train}",
-               f"--num_eval_videos={num_eval}", "--fps=2")  # fmt: skip
+    # Stories for evaluation are drawn first: they are the same in both, and in neither's training.
+    for name, count in (("data", num_train), ("teacher_data", 4 * num_train)):
+        counts = (f"--num_train_videos={count}", f"--num_eval_videos={num_eval}")
+        stages.run("synthetic", f"--out={folder / name}", *counts, "--fps=2")
 
     base, sft, teacher = CONFIGS / "base", folder / "sft", folder / "teacher"
     stages.fit("sft", "sft.yaml", f"--model.init_from={base}")
-    stages.fit("teacher", "distil/teacher.yaml", f"--model.init_from={base}")
+    stages.fit("teacher_sft", "distil/teacher.yaml", f"--model.init_from={base}", data="teacher_data")
+    more = (*MORE_FRAMES, "--trainer.max_steps=60")
+    stages.fit("teacher", "grpo.yaml", f"--model.init_from={folder / 'teacher_sft'}", *more, data="teacher_data")
     stages.fit("rl", "grpo.yaml", f"--model.init_from={sft}")
     taught_by = f"--model.teacher.init_args.init_from={teacher}"
     stages.fit("distil", "distil/student.yaml", f"--model.init_from={sft}", taught_by)
 
-    before = [stages.test("sft"), stages.test("teacher", *MORE_FRAMES)]
+    before = [stages.test("sft"), *(stages.test(name, *MORE_FRAMES) for name in ("teacher_sft", "teacher"))]
     rows = [stages.test("rl"), stages.test("distil")]
     report(__file__, arguments, rows, more={"before": before})
     return rows
@@ -76,11 +83,11 @@ class Stages:
         self.steps = steps
         self.seconds: dict[str, float] = {}
 
-    def fit(self, name: str, config: str, *options: str) -> None:
-        """Trains a stage on the training questions."""
+    def fit(self, name: str, config: str, *options: str, data: str = "data") -> None:
+        """Trains a stage on the training questions of a folder."""
         start = time.perf_counter()
         configs = (f"--config={CONFIGS / 'common.yaml'}", f"--config={CONFIGS / config}")
-        train = f"--data.train={self.folder / 'data' / 'train.jsonl'}"
+        train = f"--data.train={self.folder / data / 'train.jsonl'}"
         self.run("fit", *configs, f"--run_dir={self.folder / name}", train, *options, *self.steps)
         self.seconds[name] = time.perf_counter() - start
 

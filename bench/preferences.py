@@ -32,8 +32,8 @@ CONFIGS = ROOT / "configs" / "demo"
 PREFERENCES = ROOT / "configs" / "preference"
 LOSSES = {
     "dpo": (),
-    "ipo": (f"--model.preference={PREFERENCES / 'ipo.yaml'}", "--model.preference.beta=0.5"),
-    "mpo": (f"--model.preference={PREFERENCES / 'mpo.yaml'}",),
+    "ipo": (f"--model.preference={PREFERENCES / 'ipo.yaml'}", "--model.preference.beta=5"),
+    "mpo": (f"--model.preference={PREFERENCES / 'mpo.yaml'}", "--model.preference.beta=0.5"),
 }
 """Method -> its options beside those of configs/demo/dpo.yaml."""
 CURVES = ("loss", "preference_accuracy", "reward_margin", "logp_chosen", "logp_rejected")
@@ -110,7 +110,7 @@ class Bench:
         if self.sizes is QUICK:
             self._records_of_any(sources)
         else:
-            _run("own-answers", *sources, f"--out={self._records('pairs')}", "--kind=pairs")
+            _run("own-answers", *sources, f"--out={self._records('pairs')}", "--kind=pairs", "--per_question=4")
             _run("own-answers", *sources, f"--out={self._records('sft')}", "--kind=sft", "--per_question=4")
         counts = {kind: len(read_jsonl(self._records(kind))) for kind in ("pairs", "sft")}
         questions = len(read_jsonl(self.train_file))

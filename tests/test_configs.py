@@ -570,6 +570,7 @@ def test_the_flags_of_the_documents_go_together_with_a_callback_more(tmp_path):
         "--model.algorithm.surrogate": f"{tmp_path}/my_sapo.py:sapo",
         "--rollout.reward": CONFIGS / "reward" / "judge.yaml",
         "--data": CONFIGS / "data" / "videomme.yaml",
+        "--model.preference": CONFIGS / "preference" / "ipo.yaml",
         "--data.subtitles.source": tmp_path,
         "--rollout.max_staleness": "2",
         "--rollout.engine.urls": "http://127.0.0.1:8000",  # of several nodes it is a list in quotes

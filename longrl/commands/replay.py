@@ -23,6 +23,7 @@ from longrl.io.checkpoint_files import trust_checkpoints
 from longrl.modules.initial_weights import saved_checkpoints
 from longrl.modules.mini_batches import MiniBatch, RolloutLoss, TokenLoss
 from longrl.modules.policy import PolicyModule, all_media
+from longrl.modules.preference_loss import PreferenceLoss
 from longrl.modules.sft_loss import SFTLoss
 from longrl.modules.skipped_steps import (
     FOLDER,
@@ -208,6 +209,11 @@ def completion_names(step: StepRecord) -> dict[int, str]:
 def recorded_loss(policy: PolicyModule, step: StepRecord) -> TokenLoss:
     """The loss that the step had, with the advantages and log-probabilities of then."""
     tensors = {name: tensor.to(policy.device) for name, tensor in step.tensors.items()}
+    if "reward_shift" in tensors:
+        answers = of_prompts(recorded_continuations(step), len(step.rows))
+        shift = float(tensors["reward_shift"])
+        options = (len(answers), shift, policy.device)
+        return PreferenceLoss.of_pairs(policy.preference, answers, tensors.get("ref_logp"), *options)
     if "advantages" not in tensors:
         return SFTLoss(sum(target.num_sampled for target in recorded_continuations(step)))
     sampler_logp = tensors["sampler_logp"]

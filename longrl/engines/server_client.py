@@ -225,10 +225,10 @@ class ServerClient:
         """
         tensors: dict[str, Tensor] = {}
         text = await asyncio.to_thread(protocol.dump_requests, requests, tensors)
-        message = {"version": protocol.OWN_WEIGHTS, "requests": text, "tensors": list(tensors)}
+        message: dict[str, Any] = {"version": protocol.OWN_WEIGHTS, "requests": text, "tensors": list(tensors)}
         message |= {"counts": list(counts), "groups": list(groups), "top_k": top_k}
         answer = await self._ask_with(message, tensors, "/score", retries)
-        scores = answer.get("scores")
+        scores: Any = answer.get("scores")
         lengths = [len(each["logprobs"]) for each in scores] if isinstance(scores, list) else None
         if lengths != list(counts):
             raise RuntimeError(f"{self._garbage()} scored tokens per request: {lengths}")

@@ -23,6 +23,7 @@ from longrl.features.cache import FeatureCache
 from longrl.io.number_ranges import NOT_NEGATIVE, SECONDS, SECONDS_OR_ZERO, check_ranges
 from longrl.models.base import CausalFamily
 from longrl.models.same_tokens import check_same_tokens
+from longrl.modules.scoring import all_media
 from longrl.modules.teachers import Teacher, TeacherRun, TeacherScores
 from longrl.packing.pack import Continuations, continuations
 from longrl.types import Continuation, Features, Prompt
@@ -125,9 +126,9 @@ class ServerTeacher(Teacher):
             [one for _, group in asked for one in group], [said for of_group in answers for said in of_group]
         )
 
-    def _encode(self, prompts: Sequence[Prompt], groups: Continuations) -> Features:
+    def _encode(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Continuation]]) -> Features:
         """Features of all media by the teacher's encoder, which is built when the first comes."""
-        has_media = [*prompts, *(one for group in groups for one in group)]
+        has_media = all_media(prompts, groups)
         if not any(one.media for one in has_media):
             return {}
         if self._encoder is None:

@@ -30,23 +30,29 @@ NO_STATISTICS = TokenStatistics()
 """Of an objective that reads none."""
 
 
+def statistics_passes(algorithm: Algorithm) -> int:
+    """Scoring passes per rollout for what `algorithm` reads."""
+    if any(need.gradient_norms for _, _, need in function_needs(algorithm)):
+        return 2
+    return int(algorithm.top_entropy_share < 1)
+
+
 def token_statistics(
     algorithm: Algorithm, score: Callable[[float], TokenScores], temperature: float
 ) -> TokenStatistics:
-    """What `algorithm` reads; one scoring pass for entropies, a second one for gradient norms.
+    """What `algorithm` reads: entropies of one scoring pass, gradient norms of a second one.
 
     Args:
         algorithm: the objective.
         score: scores all tokens under the policy at a temperature; on every rank of the run.
         temperature: of the rollouts; 0 counts as 1.
     """
-    reads_norms = any(need.gradient_norms for _, _, need in function_needs(algorithm))
-    reads_entropy = algorithm.top_entropy_share < 1
-    if not reads_norms and not reads_entropy:
+    passes = statistics_passes(algorithm)
+    if not passes:
         return NO_STATISTICS
     scores = score(temperature)
     norms = None
-    if reads_norms:
+    if passes == 2:
         halved = score((temperature or 1.0) / 2)
         norms = gradient_norms(scores.logp, halved.logp)
     return TokenStatistics(scores.logp, scores.entropy, norms)

@@ -136,8 +136,8 @@ def step_flops(plan: Plan) -> dict[str, float]:
 
 
 def scoring_passes(plan: Plan) -> int:
-    """Old log-probabilities if a rollout serves several optimizer steps, and the reference's."""
-    return int(plan.mini_batches * plan.epochs > 1) + int(plan.reference)
+    """Old log-probabilities if a rollout serves several optimizer steps, tokens' statistics, and the reference's."""
+    return max(int(plan.mini_batches * plan.epochs > 1), plan.statistics_passes) + int(plan.reference)
 
 
 def step_times(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> dict[str, float]:

@@ -230,6 +230,8 @@ class Plan:
     """Completions are the two answers of pairs, which need it for more than a penalty."""
     moving_reference: bool = False
     """True if it is one that follows the policy."""
+    statistics_passes: int = 0
+    """Scoring passes for what the objective reads of tokens; one of them gives the old log-probabilities, too."""
     teachers: tuple[PlannedTeacher, ...] = ()
     """`model.teacher`, those on these devices."""
     fp32_lm_head: bool = False

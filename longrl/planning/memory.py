@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from longrl.planning import formulas as f, teachers as t, vllm_formulas as v
+from longrl.planning.flops import scoring_passes
 from longrl.planning.formulas import MemoryParts
 from longrl.planning.hardware import GIB
 from longrl.planning.inputs import MicroBatch, Plan, micro_batch, needed_budget
@@ -59,7 +60,7 @@ def estimate_memory(plan: Plan) -> MemoryEstimate:
     phases["update"] = max(update_moments(plan, batch, of_update), key=lambda parts: sum(parts.values()))
     if plan.sizes.vision_encoder:  # all batches but the first are encoded beside an engine that is awake
         phases["validate"] = encoding(replace(plan, prompts_per_batch=plan.eval_prompts), awake=True)
-    if plan.reference or plan.mini_batches * plan.epochs > 1:  # old and reference log-probabilities, without gradient
+    if scoring_passes(plan):  # old and reference log-probabilities, without gradient
         phases["score"] = (
             standing
             | asleep

@@ -19,6 +19,7 @@ from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
 from longrl.modules.eight_bit import MOMENT_BYTES
 from longrl.modules.policy import PolicyModule
+from longrl.modules.token_statistics import statistics_passes
 from longrl.planning import flops, memory, shapes, teachers
 from longrl.planning.formulas import MemoryParts
 from longrl.planning.hardware import GIB, Hardware, find_hardware
@@ -227,6 +228,7 @@ def plan_from_run(
         pairs=has_pairs,
         reference=model.preference.needs_reference if has_pairs else is_rl and model.rollouts_need_reference,
         moving_reference=model.algorithm.moving_reference is not None,
+        statistics_passes=statistics_passes(model.algorithm) if is_rl else 0,
         teachers=teachers.planned_teachers(model.distiller, compute),
         fp32_lm_head=model.algorithm.fp32_lm_head,
         prompts_per_batch=data.prompts_per_batch,

@@ -50,10 +50,12 @@ def test_both_ways_start_from_one_checkpoint_and_are_asked_alike(distil, tmp_pat
     fields = ["method", "steps", "seconds", "accuracy", "low", "high", "n", "teacher_passes_per_group"]
     assert all(list(row) == fields for row in rows)
     found = json.loads((tmp_path / "found.json").read_text())
-    assert [row["method"] for row in found["before"]] == ["sft", "teacher"]
+    assert [row["method"] for row in found["before"]] == ["sft", "teacher_sft", "teacher"]
 
     by_name = {Path(value_of(one, "--run_dir")).name: one for one in commands if one[0] == "fit"}
-    assert list(by_name) == ["sft", "teacher", "rl", "distil"]
+    assert list(by_name) == ["sft", "teacher_sft", "teacher", "rl", "distil"]
+    assert by_name["teacher"].index("--trainer.max_steps=60") < by_name["teacher"].index("--trainer.max_steps=2")
+    assert {*distil.MORE_FRAMES} <= {*by_name["teacher"]}
     sft = str(tmp_path / "runs" / "sft")
     assert value_of(by_name["rl"], "--model.init_from") == value_of(by_name["distil"], "--model.init_from") == sft
     assert value_of(by_name["distil"], "--model.teacher.init_args.init_from") == str(tmp_path / "runs" / "teacher")
@@ -70,7 +72,8 @@ def test_the_student_has_a_third_of_the_steps_and_its_teacher_twice_the_frames(d
         "common.yaml", "grpo.yaml", "distil/teacher.yaml", "distil/student.yaml")}  # fmt: skip
     student, rl = stages["distil/student.yaml"], stages["grpo.yaml"]
     assert 3 * student["trainer"]["max_steps"] <= rl["trainer"]["max_steps"]
-    assert student["data"]["prompts_per_batch"] == rl["data"]["prompts_per_batch"]
+    completions = stages["common.yaml"]["rollout"]["sampling"]["num_generations"] * rl["data"]["prompts_per_batch"]
+    assert student["data"]["prompts_per_batch"] * student["rollout"]["sampling"]["num_generations"] == completions
     seen, own = stages["common.yaml"]["data"]["video"], student["data"]["teacher_view"]["video"]
     assert own == stages["distil/teacher.yaml"]["data"]["video"] == {name: 2 * value for name, value in seen.items()}
     assert {*distil.MORE_FRAMES} == {f"--data.video.{name}={value}" for name, value in own.items()}

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 ODE = DiffusionSampling(num_generations=3, num_steps=4, guidance_scale=1.0, window=None)
 TIMES = {"num_times": 5, "times_per_sample": 3}
 OBJECTIVES = {
-    "nft": DiffusionNFT(**TIMES, beta=0.5, kl_coef=0.1),
+    "nft": DiffusionNFT(**TIMES, beta=0.5, kl_coef=0.1, old=OldPolicySettings(decay_per_step=0.5)),
     "dpo": DiffusionDPO(**TIMES, beta=50.0, imitation=0.1),
     "best": BestOfGroup(**TIMES, keep=2, kl_coef=0.1),
 }
@@ -239,7 +239,7 @@ def test_the_gradient_is_that_of_the_formula(objective):
 def losses_and_gradients(devices, sp, name, objective, options):
     """Loss and all gradients of two rollouts of two prompts on so many ranks."""
     family = FAMILIES[name](**options)
-    policy = module(name, objective, family=family, lr=1e-5, rows_per_micro_batch=4)
+    policy = module(name, objective, family=family, lr=1e-3 if objective == "nft" else 1e-5, rows_per_micro_batch=4)
     data = PromptRows(num_batches=2)
     if devices > sp:  # each rank has a prompt
         rank = torch.distributed.get_rank()

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from longrl.algorithms import Preference, SimPO, SmoothedDPO, ipo
+from longrl.commands.first_nonfinite import NonfiniteWatch
+from longrl.commands.replay import take_step
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.policy import PolicyModule
+from longrl.modules.preference_loss import PreferenceLoss
 from longrl.modules.preference_step import answers_of
 from longrl.modules.skipped_steps import recorded_continuations, replay_batch, text_record
 from longrl.packing.pack import pack
@@ -190,6 +193,23 @@ def test_a_record_of_a_step_on_pairs_gives_the_pairs_again():
 class SimpleLoss:
     def tensors(self):
         return {}
+
+
+def test_a_step_on_pairs_that_was_left_out_is_replayed_with_the_loss_that_it_had():
+    family = text_family()
+    prompts = with_pairs(family, text_prompts(family))
+    policy = policy_of(family, preference=OBJECTIVES["mpo"])
+    policy.configure_model()
+    with torch.no_grad():
+        ref_logp = separate_logps(plain_model(policy.model, family), prompts, answered(prompts)).float()
+    disturb_text(policy)
+    pairs = answered(prompts)
+    loss = PreferenceLoss.of_pairs(OBJECTIVES["mpo"], pairs, ref_logp, 3, 0.3, policy.device)
+    record = text_record(prompts, pairs, loss)
+    total = take_step(policy, record, prompts, NonfiniteWatch())
+    wanted, expected, _ = by_hand("mpo", family, prompts, shift=0.3)
+    assert total == pytest.approx(wanted, rel=1e-5)
+    assert_same_gradients(gradients(policy.model), expected, 1e-5)
 
 
 def test_the_shift_is_in_checkpoints_and_not_of_other_runs():

@@ -5,11 +5,13 @@ import re
 
 import pytest
 
+from longrl.algorithms import Algorithm, optimal_token_baseline
 from longrl.models.internvl import InternVLFamily
 from longrl.models.qwen3_5 import Qwen3_5Family
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import LlamaFamily, TextFamily
+from longrl.modules.token_statistics import statistics_passes
 from longrl.planning import flops, formulas, memory, shapes
 from longrl.planning.hardware import HARDWARE, find_hardware
 from longrl.planning.inputs import EncoderSizes, ModelSizes, Plan, micro_batch
@@ -78,6 +80,28 @@ def test_a_tower_that_trains_is_sharded_and_has_gradients():
 
 def test_a_reference_has_shards_a_tower_and_a_root_that_stays_gathered():
     assert formulas.reference_memory(changed(reference=True)) == 4 * (250 / 2 + 30) + 4 * 50
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({}, 0),
+        ({"mini_batches": 2}, 1),
+        ({"statistics_passes": 1}, 1),
+        ({"statistics_passes": 1, "mini_batches": 2}, 1),  # entropies come with the old log-probabilities
+        ({"statistics_passes": 2, "epochs": 2, "reference": True}, 3),
+    ],
+)
+def test_tokens_are_scored_as_often_as_the_objective_reads_them(options, count):
+    plan = changed(**{"mini_batches": 1, "epochs": 1, **options})
+    assert flops.scoring_passes(plan) == count
+    assert ("score" in memory.estimate_memory(plan).phases) == (count > 0)
+
+
+def test_an_objective_says_how_often():
+    assert statistics_passes(Algorithm()) == 0
+    assert statistics_passes(Algorithm(top_entropy_share=0.2)) == 1
+    assert statistics_passes(Algorithm(advantage=optimal_token_baseline, top_entropy_share=0.2)) == 2
 
 
 def test_beside_adapters_nothing_else_has_gradients_optimizer_or_a_reference():

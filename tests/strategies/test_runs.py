@@ -145,6 +145,7 @@ def test_a_run_saved_on_4_ranks_goes_on_on_2_and_on_1(tmp_path, one_rank):
     assert_same_run(folder, one_rank)
 
 
+@pytest.mark.slow
 def test_what_moves_from_step_to_step_goes_on_on_another_number_of_ranks(tmp_path):
     """Coefficients, deviations of tasks and the reference, of 2 ranks that share sequences and then of one."""
     values = rl()

@@ -11,6 +11,7 @@ import torch
 from longrl.callbacks.waiting_groups import rendered_rows, saved_row
 from longrl.datamodules.loading import render
 from longrl.datamodules.loading.render import RowRenderer
+from longrl.datamodules.loading.row_marks import RowDraw, marked
 from longrl.datamodules.loading.teacher_view import TeacherView, reads_alike, teacher_prompts
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.sampling import VideoSampling
@@ -96,6 +97,15 @@ def test_a_video_is_decoded_once_where_both_see_the_same_frames_and_nothing_is_k
     assert not telling._cache
     renderer(view=TeacherView(video=MORE))(clip)
     assert opened == [FEW, FEW, MORE]
+
+
+def test_a_curriculum_of_the_policys_frames_leaves_a_views_own_alone(clip):
+    drawn = marked(clip, RowDraw(0, (("num_frames", 6),)))
+    prompt = renderer(view=TeacherView(video=MORE))(drawn)
+    assert (len(prompt.frame_indices[0]), len(prompt.teacher.frame_indices[0])) == (6, 8)
+    assert prompt.teacher.row == drawn
+    prompt = renderer(view=TeacherView(question_template=TELLING))(drawn)
+    assert (len(prompt.frame_indices[0]), len(prompt.teacher.frame_indices[0])) == (6, 6)
 
 
 def test_what_a_row_spells_of_control_tokens_stays_text(clip):
