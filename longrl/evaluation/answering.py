@@ -87,6 +87,8 @@ class Policy(abc.ABC):
     """False where whole videos are handed over, of which somebody else samples frames."""
     shuffles_frames: bool = False
     """True if it reads features, whose rows can be those of shuffled frames."""
+    has_environment: bool = False
+    """True if an environment answers its turns, whose tools show parts of videos in order."""
 
     @abc.abstractmethod
     def prepare(self, folder: Path) -> None:
