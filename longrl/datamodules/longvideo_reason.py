@@ -13,15 +13,10 @@ from typing import Literal
 import torch
 from typing_extensions import override
 
+from longrl.datamodules.loading.batches import EvalLoader, TrainLoader
 from longrl.datamodules.loading.curriculum import Curriculum, step_budgets
 from longrl.datamodules.loading.data_module import Split, StreamedData, check_at_least
-from longrl.datamodules.loading.loader import (
-    EvalLoader,
-    LoaderOptions,
-    PromptStream,
-    RenderedRows,
-    TrainLoader,
-)
+from longrl.datamodules.loading.loader import LoaderOptions, PromptStream, RenderedRows
 from longrl.datamodules.loading.mixing import DataSource, MixedOrder, first_rows, source_list, weights_of
 from longrl.datamodules.loading.render import NO_SUBTITLES, KnowsFeatures, RowRenderer, Stage
 from longrl.datamodules.loading.row_checks import unusable_rows
