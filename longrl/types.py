@@ -103,6 +103,8 @@ class Row:
     trace: tuple[Mapping[str, Any], ...] = ()
     """The SFT target in its place: turns of the assistant (`content` is text, `tool_calls` may follow), and tools'
     answers between them, whose media are parts of videos; see `datamodules/rows/traces.py`."""
+    draw: Mapping[str, Any] | None = None
+    """What a curriculum noted when it drew the row (`datamodules/loading/row_marks.py`); no data set has it."""
 
 
 class UnusableSample(ValueError):

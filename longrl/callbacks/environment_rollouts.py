@@ -46,6 +46,11 @@ class EnvironmentRollouts:
         if self.settings is None:
             return
         check_environment(engine)
+        if data_module_of(trainer).renderer.shuffle_frames:
+            raise ValueError(
+                "data.shuffle_frames=true shuffles prompts alone, and the tools of rollout.environment would show "
+                "parts of videos in order; set rollout.environment to null, or data.shuffle_frames to false"
+            )
         if module.family.router_replay and not engine.replays_turns:
             raise ValueError(
                 "rollout.router_replay=true knows the experts of completions of one turn with "

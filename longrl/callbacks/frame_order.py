@@ -23,7 +23,7 @@ from longrl.models.cell_order import shuffled_prompt
 from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum
 from longrl.rewards.reward_sum import ACCURACY_NAME
-from longrl.types import Group, Media, SamplingParams
+from longrl.types import Group, Media, Row, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +164,24 @@ def check_frame_order(
             "rollout.frame_order has next to no effect: all right completions of a group earn the same, and "
             "group_normalized divides by the group's deviation; set model.algorithm.advantage to "
             "longrl.algorithms.group_centered, as configs/algorithm/dr_grpo.yaml has it"
+        )
+
+
+def check_categories(order: FrameOrder | None, rows: Sequence[Row]) -> None:
+    """Raises ValueError for a category that no row has: it would compare nothing, without a word.
+
+    Args:
+        order: the option `rollout.frame_order`.
+        rows: to train on.
+    """
+    if order is None or order.categories is None:
+        return
+    known = sorted({row.category for row in rows})
+    unknown = [name for name in order.categories if name not in known]
+    if unknown or not order.categories:
+        raise ValueError(
+            f"rollout.frame_order.categories must name categories of data.train, which are {', '.join(known[:20])}, "
+            f"got {order.categories}; correct it, or set it to null for all"
         )
 
 

@@ -14,7 +14,7 @@ from typing_extensions import override
 from longrl.callbacks.async_groups import AsyncGroups
 from longrl.callbacks.batch_groups import BatchGroups
 from longrl.callbacks.environment_rollouts import EnvironmentRollouts
-from longrl.callbacks.frame_order import FrameOrder, check_frame_order, order_values
+from longrl.callbacks.frame_order import FrameOrder, check_categories, check_frame_order, order_values
 from longrl.callbacks.group_metrics import group_metrics
 from longrl.callbacks.group_scores import scored_groups
 from longrl.callbacks.lost_servers import DataPosition, saved_without_servers
@@ -184,6 +184,7 @@ class RolloutCallback(Callback):
                 pl_module.consistency.check_parts(self.reward.names)
             has_turns = self.environment is not None
             check_frame_order(self.frame_order, pl_module, self.reward, self.max_staleness, has_turns)
+            check_categories(self.frame_order, data_module_of(trainer).datasets["train"].rows)
             check_rollout_options(pl_module, self.engine, self.sampling, self.max_staleness, self.bypass_old_logp_below)
             if is_filtered(self.sampling):
                 # The engine's log-probabilities are of another distribution: a mismatch says nothing.

@@ -10,6 +10,7 @@ from longrl.commands.parsers import ShortErrors
 from longrl.evaluation.own_answers import ChoiceRules, choose_records, find_answers
 from longrl.io.functions import import_function, search_working_folder
 from longrl.io.jsonl import write_jsonl
+from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.types import Row
 
 DESCRIPTION = """Makes records to train on of a run's own answers, which `predict`, `test` or `evaluate` has sampled,
@@ -36,6 +37,7 @@ def main(args: Sequence[str]) -> None:
     run, source, out, condition = (options.pop(name) for name in ("run", "questions", "out", "condition"))
     path, given_root, max_rows = (options.pop(name) for name in ("row_function", "media_root", "max_rows"))
     rules = ChoiceRules(**options)
+    check_ranges({"max_rows": max_rows}, "--", max_rows=COUNT)
     if Path(out).exists():
         raise ValueError(f"--out={out} is there already; name another file, or move it away")
 

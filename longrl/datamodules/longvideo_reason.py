@@ -13,30 +13,18 @@ from typing import Literal
 import torch
 from typing_extensions import override
 
+from longrl.datamodules.loading.batches import EvalLoader, TrainLoader
 from longrl.datamodules.loading.curriculum import Curriculum, step_budgets
 from longrl.datamodules.loading.data_module import Split, StreamedData, check_at_least
-from longrl.datamodules.loading.loader import (
-    EvalLoader,
-    LoaderOptions,
-    PromptStream,
-    RenderedRows,
-    TrainLoader,
-)
+from longrl.datamodules.loading.loader import LoaderOptions, PromptStream, RenderedRows
 from longrl.datamodules.loading.mixing import DataSource, MixedOrder, first_rows, source_list, weights_of
-from longrl.datamodules.loading.render import (
-    DEFAULT_QUESTION,
-    DEFAULT_RESPONSE,
-    NO_SUBTITLES,
-    KnowsFeatures,
-    RowRenderer,
-    Stage,
-    check_template,
-)
+from longrl.datamodules.loading.render import NO_SUBTITLES, KnowsFeatures, RowRenderer, Stage
 from longrl.datamodules.loading.row_checks import unusable_rows
 from longrl.datamodules.loading.row_order import RowOrder, RowSequence
 from longrl.datamodules.loading.skips import SkipLog
 from longrl.datamodules.loading.teacher_view import TeacherPrompts, TeacherView, teacher_prompts
-from longrl.datamodules.loading.workers import MIB, warn_of_small_shared_memory
+from longrl.datamodules.loading.templates import DEFAULT_QUESTION, DEFAULT_RESPONSE, check_templates
+from longrl.datamodules.loading.workers import warn_of_small_shared_memory
 from longrl.datamodules.media.media_roots import ANYWHERE, MediaRoots
 from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS, MediaLimits
 from longrl.datamodules.media.remote import RemoteMedia, default_folder
@@ -173,16 +161,7 @@ class LongVideoReason(StreamedData):
                 f"data.blind_share must be 0 with data.stage=preference, got {blind_share}: answers of a pair speak "
                 "of what was shown"
             )
-        if "{problem}" not in question_template:
-            raise ValueError(f"data.question_template must contain {{problem}}, got {question_template!r}")
-        check_template("question_template", question_template, ("problem", "subtitles"))
-        if subtitles.source and "{subtitles}" not in question_template:
-            raise ValueError(
-                f"data.subtitles.source={subtitles.source} is shown where data.question_template says {{subtitles}}, "
-                f"got {question_template!r}; add it"
-            )
-        check_template("response_template", response_template, ("reasoning", "answer", "option"))
-        check_template("answer_template", answer_template, ("reasoning", "answer", "option"))
+        check_templates(question_template, response_template, answer_template, subtitles)
         if not num_workers and (prefetch_prompts or multiprocessing_context):
             logger.warning("data.prefetch_prompts and data.multiprocessing_context do nothing with data.num_workers=0")
         self.sources = {"train": source_list(train), "val": source_list(val), "test": source_list(test)}
@@ -373,7 +352,7 @@ class LongVideoReason(StreamedData):
         num_workers = self.loader_options.num_workers
         if num_workers and any(row.videos for row in dataset.rows):
             per_worker = -(-self.loader_options.prefetch_prompts // num_workers)
-            warn_of_small_shared_memory(num_workers * per_worker, self._most_held_bytes())
+            warn_of_small_shared_memory(num_workers * per_worker, self._renderer("train").most_held_bytes)
         order: RowSequence = RowOrder(len(dataset), self.seed, rank, world_size)
         if self.weights:
             order = MixedOrder(len(dataset), self.seed, rank, world_size, self._sizes["train"], self.weights)
@@ -386,18 +365,6 @@ class LongVideoReason(StreamedData):
         budgets = step_budgets(self.curriculum, self.renderer.family, self.renderer.video, self.trainer, per_batch)
         sp_group, skips, options = self._parallel().sp_group, self._skips["train"], self.loader_options
         self.start(PromptStream(dataset, order, skips, options, sp_group, budgets, marks))
-
-    def _most_held_bytes(self) -> float:
-        """Most that the frames of a video may take in a loader's memory, three bytes a pixel, a teacher's with them."""
-        limit = self.renderer.decoding.max_held_mib * MIB
-        view = None if self.teacher_view is None else self.teacher_view.video
-        samplings = [self.renderer.video, view or self.renderer.video]
-        held = 0.0
-        for family, video in zip(self.renderer.families, samplings, strict=False):
-            pixels = getattr(family, "max_pixels", None)
-            num_frames = video.num_frames or video.max_frames
-            held += limit if pixels is None else min(limit, 3 * pixels * num_frames)
-        return held
 
     def _parallel(self) -> Parallel:
         """The ranks of the run, as its strategy told the module that is trained."""

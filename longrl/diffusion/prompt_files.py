@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from longrl.datamodules.loading.batches import EvalLoader, TrainLoader
 from longrl.datamodules.loading.data_module import Split, StreamedData, check_at_least
-from longrl.datamodules.loading.loader import EvalLoader, PromptStream, RenderedRows, TrainLoader
+from longrl.datamodules.loading.loader import PromptStream, RenderedRows
 from longrl.datamodules.loading.row_order import RowOrder
 from longrl.datamodules.loading.skips import SkipLog
 from longrl.datamodules.rows.question_rows import ROW_ARGUMENTS

@@ -46,7 +46,7 @@ class TRLEnvironment(ToolEnvironment):
     @override
     def reset(self, row: Row) -> None:
         """Begins with a row: its fields and whatever its metadata hold are the columns."""
-        row_fields = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+        row_fields = {field.name: getattr(row, field.name) for field in dataclasses.fields(row) if field.name != "draw"}
         columns = {**row_fields, "prompt": row.problem, "solution": row.answer, **row.metadata}
         self.first = self.environment.reset(**known_arguments(self.environment.reset, columns)) or ""
 

@@ -87,6 +87,8 @@ class Policy(abc.ABC):
     """False where whole videos are handed over, of which somebody else samples frames."""
     shuffles_frames: bool = False
     """True if it reads features, whose rows can be those of shuffled frames."""
+    has_environment: bool = False
+    """True if an environment answers its turns, whose tools show parts of videos in order."""
 
     @abc.abstractmethod
     def prepare(self, folder: Path) -> None:
@@ -134,7 +136,8 @@ def doc_hash(row: Row) -> str:
         content[kind] = [Path(path).name for path in content[kind]]
     if not row.messages:  # no conversation: the hash is that of releases before 0.2
         del content["messages"], content["response"]
-    for name in ("trace", "rejected"):  # what is taught beside a conversation's last turn decides no answer
+    # What is taught beside a conversation's last turn decides no answer, nor does when a row was drawn.
+    for name in ("trace", "rejected", "draw"):
         del content[name]
     return hash_json(content, default=repr)  # metadata may hold anything, such as dates
 

@@ -194,6 +194,11 @@ class Evaluation:
                 "pixels; use longrl.evaluation.local_policy.LocalPolicy, or leave --shuffled_baseline and "
                 "--data.shuffle_frames out"
             )
+        if (given or self.config.shuffled_baseline) and policy.has_environment:
+            raise ValueError(
+                "frames are shuffled in prompts alone, and the tools of policy.init_args.environment would show parts "
+                "of videos in order; set that to null, or leave --shuffled_baseline and --data.shuffle_frames out"
+            )
 
     @property
     def rows(self) -> Sequence[Row]:

@@ -86,6 +86,7 @@ class LocalPolicy(Policy):
         self.model: nn.Module | None = None
         self._identity: dict[str, Any] = {}
         self.environment = environment
+        self.has_environment = environment is not None
         self._runner: EnvironmentRunner | None = None
         if environment is not None:
             check_environment(self.engine)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from longrl.chat.endpoint import Reply, Request
-from longrl.datamodules.loading.render import DEFAULT_QUESTION, fill_template
+from longrl.datamodules.loading.templates import DEFAULT_QUESTION, fill_template
 from longrl.pipeline.asking import Task, UnusableReply, ask_all
 from longrl.pipeline.config import FilterOptions
 from longrl.pipeline.step_run import Record, StepRun

@@ -44,7 +44,8 @@ HINTS = {
     r"accuracy knows the tasks": "configs/reward/judge.yaml and text_similarity.yaml judge open-ended answers",
     r"TookTooLong": "give its calls a timeout of their own, or raise rollout.reward.time_limit_s",
     r"CallFailed|refuses every call|ConnectionError|ConnectError": (
-        "see that the server of the judge runs at the url of its endpoint; nothing that it answered is asked again"
+        "see that the server of the judge or scorer runs at the url of its endpoint; nothing that it answered is asked "
+        "again"
     ),
     r"must be a finite number|float\(\)|could not convert": (
         "a reward returns one finite number for each completion, or None where it does not apply"

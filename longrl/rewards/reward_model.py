@@ -7,6 +7,7 @@ read, and code in a folder is never run.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -141,6 +142,13 @@ class RewardModel(BatchReward[Completion]):
         return tokenizer
 
     @cached_property
+    def _control_tokens(self) -> re.Pattern[str]:
+        """The special tokens, which its chat template alone writes."""
+        declared = [token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special]
+        spelled = {token for token in (*declared, *self._tokenizer.all_special_tokens) if token.strip()}
+        return re.compile("|".join(map(re.escape, sorted(spelled, key=len, reverse=True))) or "(?!)")
+
+    @cached_property
     def _model(self) -> Any:
         from transformers import AutoModel
 
@@ -189,10 +197,12 @@ class RewardModel(BatchReward[Completion]):
     def token_ids(self, completion: Completion, row: Row) -> list[int]:
         """Question and answer as the reward model reads them."""
         answer = completion.text if self.judged == "all" else after_thinking(completion.text)
-        asked = [{"role": "user", "content": row.problem}]
+        turns = [("user", row.problem)]
         if row.messages:
-            asked = [{"role": message["role"], "content": message_text(message["content"])} for message in row.messages]
-        messages = [*asked, {"role": "assistant", "content": answer}]
+            turns = [(message["role"], message_text(message["content"])) for message in row.messages]
+        turns.append(("assistant", answer))
+        # A policy that spells the end of its turn, and praise behind it, would have it read as somebody else's.
+        messages = [{"role": role, "content": self._control_tokens.sub(_apart, text)} for role, text in turns]
         return list(self._tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
 
     def _weights_on_device(self) -> dict[str, Tensor]:
@@ -233,6 +243,11 @@ class RewardModel(BatchReward[Completion]):
         if self._head.name == CLASSIFICATION_HEAD and pad is not None:
             return max((index for index, token in enumerate(ids) if token != pad), default=0)
         return len(ids) - 1
+
+
+def _apart(match: re.Match[str]) -> str:
+    """A token that a text spells, with a blank behind its first letter: text again."""
+    return f"{match[0][0]} {match[0][1:]}"
 
 
 def token_batches(lengths: Sequence[int], limit: int) -> list[list[int]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longrl.algorithms import Algorithm, greedy_centered, group_centered
-from longrl.callbacks.frame_order import FrameOrder, check_frame_order, order_bonus
+from longrl.callbacks.frame_order import FrameOrder, check_categories, check_frame_order, order_bonus
 from longrl.callbacks.group_scores import scored_groups
 from longrl.engines.hf import HFEngine
 from longrl.engines.rollout_engine import RolloutRequest, generate_shards
@@ -16,7 +16,7 @@ from longrl.environments.settings import EnvironmentSettings
 from longrl.modules.policy import OptimizerSettings, PolicyModule
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.strategies.axis import SINGLE_RANK
-from longrl.types import Group, SamplingParams
+from longrl.types import Group, Row, SamplingParams
 from tests.callbacks.test_rollout import Elsewhere, FakeEngine, callback, encodes, train, video_data
 from tests.families import FAMILIES
 from tests.runs import checkpoint, config, metrics, rollouts, run
@@ -232,6 +232,15 @@ def test_what_cannot_be_compared_is_refused(options, algorithm, message):
     with pytest.raises(ValueError, match=rf"^rollout\.frame_order .*{message}.*set rollout\.frame_order to null"):
         check_frame_order(FrameOrder(), *arguments)
     check_frame_order(None, *arguments)
+
+
+def test_a_category_that_no_row_has_is_refused():
+    rows = [Row("a", "?", "A", category="temporal"), Row("b", "?", "A", category="plot")]
+    for fine in (None, FrameOrder(), FrameOrder(categories=["plot"])):
+        check_categories(fine, rows)
+    for names in (["temporl"], ["plot", "x"], []):
+        with pytest.raises(ValueError, match=r"rollout\.frame_order\.categories .* which are plot, temporal, got \["):
+            check_categories(FrameOrder(categories=names), rows)
 
 
 def test_a_bonus_that_its_deviation_takes_out_again_is_told(caplog):

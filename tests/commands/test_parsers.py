@@ -126,6 +126,23 @@ def test_a_config_that_is_none_is_refused_in_one_line(tmp_path, capsys, command,
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("data.curriculum", "{pass_rate: {low: 0.1}}",
+         "there is no option data.curriculum.pass_rate; did you mean data.curriculum.pass_rates?"),
+        ("data.curriculum", "{pass_rates: {low: abc}}",
+         "data.curriculum.pass_rates.low: Expected a float. Got value: abc"),
+        ("model.consistency", "{bonus: x}", "model.consistency.bonus: Expected a float. Got value: x"),
+    ],
+)  # fmt: skip
+def test_a_mistake_within_the_value_of_an_option_is_told_in_a_few_words(capsys, option, value, said):
+    configs = ["--config=configs/demo/common.yaml", "--config=configs/signals/grpo_care.yaml"]
+    with pytest.raises(SystemExit):
+        main(["fit", *configs, f"--{option}={value}"])
+    assert capsys.readouterr().err.strip() == f"longrl: error: {said}"
+
+
+@pytest.mark.parametrize(
     ("command", "text", "said"),
     [
         (["evaluate"], "data:\n  tset: 1\n", "line 2: there is no option data.tset; did you mean data.test?"),

@@ -15,8 +15,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
-from longrl.datamodules.loading.render import RowRenderer, fill_template
+from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.loading.shown_media import ordered_media
+from longrl.datamodules.loading.templates import fill_template
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.video import VideoReader

@@ -145,6 +145,8 @@ def test_the_command_writes_records_that_are_read_to_the_letter(tmp_path, capsys
         main(command)
     with pytest.raises(ValueError, match="no answer of .* is taken by these rules"):
         main([*command[:3], f"--out={tmp_path / 'x'}", "--min_reward=2"])
+    with pytest.raises(ValueError, match="--max_rows must be at least 1, got -1"):
+        main([*command[:3], f"--out={tmp_path / 'x'}", "--max_rows=-1"])
 
 
 def test_folders_without_answers_and_several_conditions_say_what_to_do(tmp_path):

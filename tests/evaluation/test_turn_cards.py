@@ -71,6 +71,18 @@ def test_an_evaluation_asks_with_tools_and_shows_what_they_showed(tmp_path):
         again.run()
 
 
+def test_frames_are_not_shuffled_where_tools_would_show_them_in_order(tmp_path):
+    environment = f"--policy.init_args.environment={json.dumps(ENVIRONMENT)}"
+    engine = {"class_path": "tests.environment_runs.ShortTurns"}
+    with pytest.raises(ValueError, match=r"the tools of policy\.init_args\.environment would show .* in order"):
+        evaluation(tmp_path / "evaluation", environment, "--shuffled_baseline=true", engine=engine).run()
+    values = config("rl")
+    values["rollout"] = rollouts(environment=ENVIRONMENT, engine=engine)
+    values["data"] |= {"test": str(questions()), "train": None, "shuffle_frames": True}
+    with pytest.raises(ValueError, match=r"the tools of rollout\.environment would show .* in order"):
+        run_test(tmp_path / "run", values)
+
+
 @pytest.mark.slow
 def test_answers_with_tools_are_those_of_test(tmp_path):
     values = config("rl")

@@ -100,7 +100,7 @@ def test_a_judge_that_was_never_there_ends_the_run_in_its_first_step_and_says_so
         pass
     with pytest.raises(ValueError, match=(
         r"reward 'accuracy' failed on every one of the 4 completions so far, .* first with CallFailed: http.*; see "
-        r"that the server of the judge runs at the url of its endpoint"
+        r"that the server of the judge or scorer runs at the url of its endpoint"
     )):  # fmt: skip
         judged_run(tmp_path, server, lambda prompt_id, n: f"{prompt_id} {n}", 5)
 

@@ -10,8 +10,9 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from longrl.datamodules.loading.batches import EvalLoader, TrainLoader
 from longrl.datamodules.loading.curriculum import group_outcomes
-from longrl.datamodules.loading.loader import EvalLoader, PromptStream, TrainLoader
+from longrl.datamodules.loading.loader import PromptStream
 from longrl.types import Group, Metrics
 
 Split = Literal["train", "val", "test"]

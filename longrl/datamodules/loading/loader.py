@@ -1,4 +1,4 @@
-"""Loaders that resume exactly: an endless stream of training prompts, and a finite one for evaluation.
+"""Rows as prompts, rendered here or by workers; and an endless stream of training prompts that resumes exactly.
 
 The ranks read one endless sequence of rows (`row_order`), and the number of rows that each consumed says where it
 stands. Rows that cannot be used are consumed too, which keeps that number exact whatever is skipped; the rank's next
@@ -33,7 +33,7 @@ from longrl.datamodules.loading.workers import IPCPayload, end_with_trainer, ite
 from longrl.io.processes import lost_worker_in
 from longrl.io.pulse import PULSE
 from longrl.strategies.axis import SINGLE_RANK, Axis
-from longrl.types import Batch, Metrics, Prompt, Row, UnusableSample
+from longrl.types import Metrics, Prompt, Row, UnusableSample
 
 logger = logging.getLogger(__name__)
 FINGERPRINT, USABLE_FINGERPRINT, UNUSABLE = "fingerprint_of_the_rows", "fingerprint_of_usable_rows", "unusable_rows"
@@ -138,9 +138,6 @@ class LoaderOptions:
         return items_of_workers(parcels, dataset.rows, drawn)
 
 
-# ----------------------------------------------------------------------------------------------------------- training
-
-
 def usable_items(items: Sequence[Item | UnusableSample], skips: SkipLog, sp_group: Axis = SINGLE_RANK) -> list[Item]:
     """The usable ones of the items that were drawn, as all ranks of `sp_group` agree; notes the others.
 
@@ -217,9 +214,10 @@ class PromptStream(Generic[Item]):
         """The next `count` prompts.
 
         Raises:
-            ValueError: too many rows on the way cannot be used.
+            ValueError: too many rows on the way cannot be used, or no others come.
         """
         prompts: list[Item] = []
+        num_lost = 0
         outer = PULSE.phase
         PULSE.phase = "data"
         PULSE.since = time.perf_counter()
@@ -234,7 +232,14 @@ class PromptStream(Generic[Item]):
             PULSE.sample = ""
             # Unusable rows are consumed too; further rows come instead of them.
             self.position += len(items)
-            prompts += usable_items(items, self.skips, self.sp_group)
+            usable = usable_items(items, self.skips, self.sp_group)
+            prompts += usable
+            num_lost = 0 if usable else num_lost + len(items)
+            if num_lost > self.order.num_rows * self.order.world_size:
+                raise ValueError(
+                    f"the last {num_lost} draws of training rows gave none that can be used: of those that data."
+                    f"curriculum draws all are listed in {self.skips.path}; widen its band, or raise retry_after"
+                )
         PULSE.phase = outer
         PULSE.beats += 1
         return prompts
@@ -313,83 +318,3 @@ class PromptStream(Generic[Item]):
 
     def _identity(self) -> dict[str, Any]:
         return self.order.identity() | {FINGERPRINT: self.dataset.fingerprint}
-
-
-class TrainLoader:
-    """Batches that Lightning iterates over in `fit`: as many batches per Lightning epoch as one pass over the rows has.
-
-    It is no torch `DataLoader`, so Lightning puts no sampler into it; and it is sized, so Lightning asks for no batch
-    before the one in hand has been trained on. A Lightning epoch takes up where the last one ended in the stream; with
-    skipped rows and refills it ends elsewhere than the pass over the rows.
-    """
-
-    def __init__(
-        self, stream: PromptStream[Any], prompts_per_batch: int, make_batch: Callable[[list[Any]], Any] = Batch
-    ) -> None:
-        order = stream.order
-        self.stream = stream
-        self.make_batch = make_batch
-        self.prompts_per_batch = prompts_per_batch
-        self.num_batches = order.num_rows // (prompts_per_batch * order.world_size)
-        if self.num_batches < 1:
-            raise ValueError(
-                f"a step reads data.prompts_per_batch={prompts_per_batch} prompts on each of {order.world_size} data-"
-                f"parallel ranks, but data.train has {order.num_rows} rows; lower data.prompts_per_batch to at most "
-                f"{order.num_rows // order.world_size}"
-            )
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __iter__(self) -> Iterator[Any]:
-        for _ in range(self.num_batches):
-            yield self.make_batch(self.stream.take(self.prompts_per_batch))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the data module has the state. Without these methods Lightning warns that we cannot resume."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See `state_dict`."""
-
-
-# --------------------------------------------------------------------------------------------------------- evaluation
-
-
-class EvalLoader:
-    """The rows once and in order; rank r of W reads rows r, r + W, ... Rows that cannot be used are left out.
-
-    A batch holds the usable ones of `prompts_per_batch` consecutive rows of its rank. All ranks have the same number of
-    batches, so a batch may be empty when there are several ranks; one rank alone leaves empty batches out.
-    """
-
-    def __init__(
-        self,
-        dataset: RenderedRows[Any],
-        skips: SkipLog,
-        prompts_per_batch: int,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        options: LoaderOptions | None = None,
-        sp_group: Axis = SINGLE_RANK,
-        make_batch: Callable[[list[Any]], Any] = Batch,
-    ) -> None:
-        self.dataset = dataset
-        self.sp_group = sp_group
-        self.make_batch = make_batch
-        self.skips = skips
-        self.prompts_per_batch = prompts_per_batch
-        self.rank = rank
-        self.world_size = world_size
-        self.options = options or LoaderOptions()
-
-    def __len__(self) -> int:
-        return math.ceil(math.ceil(len(self.dataset) / self.world_size) / self.prompts_per_batch)
-
-    def __iter__(self) -> Iterator[Any]:
-        items = self.options.render(self.dataset, range(self.rank, len(self.dataset), self.world_size))
-        for _ in range(len(self)):
-            prompts = usable_items(list(itertools.islice(items, self.prompts_per_batch)), self.skips, self.sp_group)
-            if prompts or self.world_size > 1:
-                yield self.make_batch(prompts)

@@ -219,7 +219,11 @@ def initial_rates(source: str | None, rows: Sequence[Row]) -> list[float]:
     if kind == "metadata":
         rates = [_rate(row.metadata.get(name), f"row {row.id!r}") for row in rows]
     else:
-        by_id = _rates_by_id(read_records(source), source)
+        try:
+            records = read_records(source)
+        except ValueError as error:
+            raise ValueError(f"data.curriculum.pass_rates.initial cannot be read: {error}") from error
+        by_id = _rates_by_id(records, source)
         rates = [by_id.get(row.id, math.nan) for row in rows]
     if all(map(math.isnan, rates)):
         raise ValueError(
@@ -232,7 +236,9 @@ def initial_rates(source: str | None, rows: Sequence[Row]) -> list[float]:
 def _rates_by_id(records: Iterable[Mapping[str, Any]], source: str) -> dict[str, float]:
     """Mean rate of the records of each id."""
     found: dict[str, list[float]] = {}
+    conditions: dict[str, None] = {}
     for number, record in enumerate(records):
+        conditions |= {str(record["condition"]): None} if "condition" in record else {}
         where = f"record {number} of data.curriculum.pass_rates.initial={source}"
         if "id" not in record or not {"pass_rate", "accuracy"} & record.keys():
             raise ValueError(f"{where} must have id, and pass_rate or accuracy, got {', '.join(record)}")
@@ -240,6 +246,11 @@ def _rates_by_id(records: Iterable[Mapping[str, Any]], source: str) -> dict[str,
         values = given if isinstance(given, list) else [given]
         rates = [_rate(value, where) for value in values]
         found.setdefault(str(record["id"]), []).extend(rate for rate in rates if not math.isnan(rate))
+    if len(conditions) > 1:  # of `evaluate`: a rate without the video says nothing of one with it
+        raise ValueError(
+            f"data.curriculum.pass_rates.initial={source} has answers of several conditions, "
+            f"{', '.join(map(repr, conditions))}; keep the lines of one"
+        )
     return {row_id: math.fsum(rates) / len(rates) for row_id, rates in found.items() if rates}
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import av
 import torch
 
+from longrl.datamodules.loading.prompt_lengths import check_characters, check_length
 from longrl.datamodules.loading.row_marks import video_of
 from longrl.datamodules.loading.shown_media import ordered_media, without_media
 from longrl.datamodules.loading.skips import CODE_ERRORS
+from longrl.datamodules.loading.templates import DEFAULT_QUESTION, DEFAULT_RESPONSE, fill_template
 from longrl.datamodules.loading.traces import KnowsFeatures as KnowsFeatures, TraceRenderer
 from longrl.datamodules.media.audio import SAMPLING_RATE, FileSound, read_sound
 from longrl.datamodules.media.frame_lists import FRAME_LIST_SUFFIX
@@ -24,11 +25,11 @@ from longrl.datamodules.media.remote import NO_REMOTE, RemoteMedia
 from longrl.datamodules.media.sampling import VideoSampling, read_span
 from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames, open_video
 from longrl.datamodules.media.subtitles import Subtitles, subtitle_files, subtitle_text
-from longrl.datamodules.media.video import hold_frames
+from longrl.datamodules.media.video import MIB, hold_frames
 from longrl.models.cell_order import shuffled_prompt
 from longrl.models.chat_tokens import break_token
 from longrl.models.reading import RendersPrompts
-from longrl.packing.lengths import LengthLimit, length_problem
+from longrl.packing.lengths import LengthLimit
 from longrl.rewards.options import parse_options
 from longrl.types import (
     FULL_SHARD,
@@ -43,12 +44,6 @@ from longrl.types import (
 )
 
 Stage = Literal["sft", "rl", "preference"]
-DEFAULT_QUESTION = (
-    "{subtitles}{problem}\n\nReason first, between <think> and </think>. Then give your final answer between <answer> "
-    "and </answer>: for a question with options its letter alone, else the answer and nothing more."
-)
-DEFAULT_RESPONSE = "<think>{reasoning}</think><answer>{answer}</answer>"
-
 DEFAULT_LIMITS = DecodeLimits()
 NO_SUBTITLES = Subtitles()
 BLANKS: dict[MediaKind, Frames | AudioClip] = {
@@ -57,12 +52,9 @@ BLANKS: dict[MediaKind, Frames | AudioClip] = {
     "audio": AudioClip(torch.zeros(SAMPLING_RATE), SAMPLING_RATE, "silence"),
 }
 """One of each kind, in the order in which a prompt shows them."""
-LONGEST_TOKEN = 256
-"""Characters of a token, at most: vocabularies have runs of 128 blanks."""
 PIXEL_RULES = 2
 """Raised when a file gives other pixels than before. 2: videos stand upright, transparent pixels lie on white."""
 AUDIO_FAMILY = "use a family that does, as longrl.models.qwen_omni.QwenOmniFamily, or rows without `audios`"
-SHORTER = "take fewer frames or smaller ones"
 
 
 class RendersForTeacher(Protocol):
@@ -71,6 +63,10 @@ class RendersForTeacher(Protocol):
     @property
     def families(self) -> list[RendersPrompts]:
         """Those that render it."""
+
+    @property
+    def most_held_bytes(self) -> float:
+        """See `RowRenderer.most_held_bytes`."""
 
     def __call__(self, row: Row, policy: Prompt) -> Prompt | None:
         """A prompt of its own, or None for the policy's."""
@@ -126,6 +122,15 @@ class RowRenderer:
         """The policy's, and those of teachers that read other prompts."""
         return [self.family] if self.teacher is None else [self.family, *self.teacher.families]
 
+    @property
+    def most_held_bytes(self) -> float:
+        """Most that a row's frames may take in a loader's memory, three bytes a pixel, its teacher's with them."""
+        limit = self.decoding.max_held_mib * MIB
+        pixels = getattr(self.family, "max_pixels", None)
+        num_frames = self.video.num_frames or self.video.max_frames
+        held = limit if pixels is None else min(limit, 3 * pixels * num_frames)
+        return held if self.teacher is None else held + self.teacher.most_held_bytes
+
     def __call__(self, row: Row) -> Prompt:
         """The prompt of a row, with the answers that its stage teaches, and with its teacher's prompt.
 
@@ -148,7 +153,7 @@ class RowRenderer:
         said = (row.id, row.problem, row.answer, row.reasoning, row.messages, row.response, row.trace, row.rejected)
         json.dumps(said, ensure_ascii=False).encode()
 
-        self._check_characters(row)
+        check_characters(row, self.own_limit, self.limits, with_trace=self.stage == "sft")
 
         # 2. Which media are shown, and which part of a video.
         blind = (self.blind or self.blind_share > 0) and self.drops_media(row)
@@ -226,34 +231,16 @@ class RowRenderer:
         tokens = self.family.chat.declared_and_tags
         return {name: tokens.sub(break_token, value) for name, value in values.items()}
 
-    def _check_characters(self, row: Row) -> None:
-        """Raises UnusableSample for a text that is too long whatever its tokens are: to make them takes minutes."""
-        limits = [limit.tokens * limit.ranks for limit in self.limits]
-        if self.max_prompt_tokens is not None:
-            limits.append(self.max_prompt_tokens)
-        texts = [row.problem, *(part.get("text", "") for message in row.messages for part in message["content"])]
-        for message in row.trace if self.stage == "sft" else ():
-            content = message["content"]
-            texts += [content] if isinstance(content, str) else [part.get("text", "") for part in content]
-        num_tokens = sum(map(len, texts)) // LONGEST_TOKEN
-        if limits and num_tokens > min(limits):
-            raise UnusableSample(
-                None,
-                f"its text has {sum(map(len, texts))} characters, at least {num_tokens} tokens: more than "
-                f"{min(limits)}, the limit of prompts; shorten it, or leave the row out",
-            )
-
     def check_length(self, prompt: Prompt) -> None:
         """Raises UnusableSample for a prompt that is too long for the data's own limit, the update or the engine."""
-        num_tokens = len(prompt.input_ids)
-        if self.max_prompt_tokens is not None and num_tokens > self.max_prompt_tokens:
-            own = LengthLimit(self.max_prompt_tokens, self.prompt_option)
-            raise UnusableSample(None, _too_long(num_tokens, 0, own))
-        num_target_tokens = sum(len(answer.token_ids) for answer in prompt.targets)  # a pair is never split
-        for limit in self.limits:
-            longest = max(limit.longest, num_target_tokens)
-            if num_tokens + longest > limit.tokens * limit.ranks:
-                raise UnusableSample(None, _too_long(num_tokens, longest, limit))
+        check_length(prompt, self.own_limit, self.limits)
+
+    @property
+    def own_limit(self) -> LengthLimit | None:
+        """The data's, of prompts alone."""
+        if self.max_prompt_tokens is None:
+            return None
+        return LengthLimit(self.max_prompt_tokens, self.prompt_option)
 
     def with_limits(self, limits: Sequence[LengthLimit]) -> RowRenderer:
         """The same, with further limits for itself and its teacher."""
@@ -412,31 +399,3 @@ def with_rejected(family: RendersPrompts, prompt: Prompt) -> Prompt:
     if torch.equal(ids, prompt.response.token_ids):
         raise UnusableSample(None, "its chosen and its rejected answer have the same tokens; leave it out")
     return replace(prompt, rejected=Continuation(ids))
-
-
-def _too_long(num_prompt_tokens: int, longest: int, limit: LengthLimit) -> str:
-    """Why a prompt and what follows it do not fit."""
-    problem = length_problem(
-        "its prompt", num_prompt_tokens, longest, limit=limit.tokens, option=limit.option, ranks=limit.ranks,
-        remedy=f"{SHORTER}, or shorter completions" if longest else SHORTER,
-    )  # fmt: skip
-    assert problem is not None, "the caller has compared them"
-    return problem
-
-
-def fill_template(template: str, **values: str) -> str:
-    r"""The template with each `{name}` replaced; other braces stay, as in `\boxed{}`."""
-    parts = re.split(r"\{(\w+)\}", template)  # texts and names in turn
-    for i in range(1, len(parts), 2):
-        parts[i] = values.get(parts[i], f"{{{parts[i]}}}")
-    return "".join(parts)
-
-
-def check_template(option: str, template: str, names: Collection[str]) -> None:
-    """Raises ValueError if nothing fills a `{name}` of a template: it would be shown, or learned, as it is."""
-    unknown = [name for name in re.findall(r"\{(\w+)\}", template) if name.isidentifier() and name not in names]
-    if unknown:
-        raise ValueError(
-            f"data.{option} may name {', '.join(f'{{{name}}}' for name in names)}, got {{{unknown[0]}}} in "
-            f"{template!r}; correct the name, or write it without braces"
-        )

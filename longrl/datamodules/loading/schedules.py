@@ -37,12 +37,13 @@ class Schedule:
 
     def __post_init__(self) -> None:
         given = f"steps={list(self.steps)} and values={list(self.values)}"
+        where = "in rollout.length_schedule or data.curriculum.video"
         if len(self.steps) != len(self.values) or not self.steps:
-            raise ValueError(f"a schedule has as many values as steps, and one at least, got {given}; give it both")
+            raise ValueError(f"a schedule has as many values as steps, at least one, got {given}; set them {where}")
         if self.steps[0] != 0 or any(after <= before for before, after in pairwise(self.steps)):
-            raise ValueError(f"steps of a schedule must begin at 0 and ascend, got {given}; sort them")
+            raise ValueError(f"steps of a schedule must begin at 0 and ascend, got {given}; sort them {where}")
         if not all(0 < value < math.inf for value in self.values):
-            raise ValueError(f"values of a schedule must be finite and above 0, got {given}; correct them")
+            raise ValueError(f"values of a schedule must be finite and above 0, got {given}; correct them {where}")
         if self.shape not in ("constant", "linear"):
             raise ValueError(f"shape of a schedule must be constant or linear, got {self.shape!r}")
         check_ranges(self, "", multiple_of=(LEAST, MOST))

@@ -8,8 +8,9 @@ from typing import Protocol
 
 import torch
 
-from longrl.datamodules.loading.render import BLANKS, RowRenderer, check_template
+from longrl.datamodules.loading.render import BLANKS, RowRenderer
 from longrl.datamodules.loading.row_marks import unmarked
+from longrl.datamodules.loading.templates import check_template
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.subtitles import Subtitles
 from longrl.io.number_ranges import COUNT, check_ranges
@@ -126,6 +127,11 @@ class TeacherPrompts:
     def families(self) -> list[RendersPrompts]:
         """Those that render, each once."""
         return list({id(one.family): one.family for one in self._renderers()}.values())
+
+    @property
+    def most_held_bytes(self) -> float:
+        """Of the teacher whose view takes most: a row has one."""
+        return max((renderer.most_held_bytes for renderer in self._renderers()), default=0.0)
 
     def __call__(self, row: Row, policy: Prompt) -> Prompt | None:
         """The row's second prompt, None where its teacher reads the policy's or it has no teacher.

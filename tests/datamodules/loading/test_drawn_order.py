@@ -1,6 +1,7 @@
 """Rows drawn by what is known of them: the same on all ranks, resumed exactly, shared by any number of ranks."""
 
 import io
+import math
 import threading
 from itertools import chain
 from pathlib import Path
@@ -264,9 +265,18 @@ def test_every_prompt_shows_the_frames_of_the_step_that_draws_it(tmp_path, worke
     for step in range(0, 16, 2):
         now[0] = step
         prompts = stream.take(3) + stream.take((0, 0, 4, 1)[step // 2 % 4])
-        shown = {dict(prompt.row.metadata["curriculum_draw"]["video"])["max_frames"] for prompt in prompts}
+        shown = {dict(prompt.row.draw["video"])["max_frames"] for prompt in prompts}
         assert shown == {int(schedule.max_frames.at(step, 2))}
         assert stream.metrics()["data/max_frames"] == schedule.max_frames.at(step, 2)
+
+
+def test_a_band_of_nothing_but_rows_that_cannot_be_used_ends_a_run(tmp_path):
+    rule = PassRates(low=0.4, high=0.6, retry_after=0)
+    rates = [1.0, 0.0, math.nan, 1.0]  # the third is broken: nothing is ever known of it
+    order = DrawnOrder([RowPool(rule, rates)], seed=3)
+    stream = PromptStream(dataset(4, {2}), order, skip_log(tmp_path, 4), marks=True)
+    with pytest.raises(ValueError, match=r"the last 5 draws .* none that can be used.*widen its band"):
+        stream.take(1)
 
 
 # ---- options ----

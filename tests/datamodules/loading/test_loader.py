@@ -7,14 +7,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from longrl.datamodules.loading import loader
-from longrl.datamodules.loading.loader import (
-    EvalLoader,
-    LoaderOptions,
-    PromptStream,
-    RenderedRows,
-    TrainLoader,
-    usable_items,
-)
+from longrl.datamodules.loading.batches import EvalLoader, TrainLoader
+from longrl.datamodules.loading.loader import LoaderOptions, PromptStream, RenderedRows, usable_items
 from longrl.datamodules.loading.row_order import RowOrder, permutation
 from longrl.datamodules.loading.skips import SkipLog
 from longrl.datamodules.loading.workers import IPCPayload, SharedMemoryFull

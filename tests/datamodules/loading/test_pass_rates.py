@@ -184,10 +184,16 @@ def test_rates_of_a_file_of_an_evaluation_and_of_the_rows_themselves(tmp_path):
     for records, message in [
         ([{"id": "x", "pass_rate": 0.5}], "has no pass rate of any row of data.train; name records with their ids"),
         ([{"id": "a", "pass_rate": 1.5}], "record 0 of .* must be a number from 0 to 1, got 1.5"),
+        (
+            [{"id": "a", "accuracy": [1], "condition": name} for name in ("video", "no video")],
+            "initial=.* has answers of several conditions, 'video', 'no video'; keep the lines of one",
+        ),
         ([{"id": "a"}], "record 0 of .* must have id, and pass_rate or accuracy, got id"),
     ]:
         with pytest.raises(ValueError, match=message):
             written(*records)
+    with pytest.raises(ValueError, match=r"data\.curriculum\.pass_rates\.initial .* 'no\.jsonl' does not exist"):
+        initial_rates("no.jsonl", ROWS)
     with pytest.raises(ValueError, match="the pass rate of row 'a' must be a number from 0 to 1, got 'half'"):
         initial_rates("metadata:right", [Row("a", "?", "1", metadata={"right": "half"})])
 

@@ -1,9 +1,10 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from longrl.datamodules.loading.row_marks import RowDraw, drawn_index, marked, video_of
+from longrl.datamodules.loading.row_marks import RowDraw, drawn_index, marked, unmarked, video_of
 from longrl.datamodules.loading.schedules import Schedule, VideoSchedule, check_length_schedule
 from longrl.datamodules.media.sampling import VideoSampling
+from longrl.evaluation.answering import doc_hash
 from longrl.types import Row
 
 
@@ -32,7 +33,7 @@ def test_a_line_stays_between_its_values_whatever_it_is_rounded_to(values, multi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (([], []), "as many values as steps, and one at least"),
+        (([], []), "as many values as steps, at least one"),
         (([0, 5], [1]), "as many values as steps"),
         (([1, 5], [1, 2]), r"steps of a schedule must begin at 0 and ascend, got steps=\[1, 5\]"),
         (([0, 5, 5], [1, 2, 3]), "must begin at 0 and ascend"),
@@ -78,7 +79,9 @@ def test_a_mark_says_what_is_shown_and_which_row_it_is():
     row = Row("a", "?", "1", metadata={"span_s": [0, 1]})
     schedule = VideoSchedule(max_frames=Schedule([0, 4], [8, 64], "linear"), fps=Schedule([0, 4], [1, 2], "linear"))
     drawn = marked(row, RowDraw(7, schedule.budget(1, 4)))
-    assert drawn.metadata["span_s"] == [0, 1]
+    assert drawn.metadata == {"span_s": [0, 1]}, "rewards and scorers of others are handed the metadata"
+    assert unmarked(drawn) == row
+    assert doc_hash(drawn) == doc_hash(row)
     assert drawn_index(drawn) == 7
     assert video_of(drawn, video) == VideoSampling(fps=1.25, max_frames=20)
     assert drawn_index(row) is None

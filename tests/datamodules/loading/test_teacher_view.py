@@ -240,3 +240,12 @@ def test_a_text_family_has_views_too():
     policy.teacher = teacher_prompts([Teaches(text_family())], policy, view, None)
     prompt = policy(row("a"))
     assert len(prompt.teacher.input_ids) > len(prompt.input_ids)
+
+
+def test_memory_of_a_worker_counts_the_frames_of_the_teacher_that_sees_most():
+    family = vl_family()
+    own = 3 * family.max_pixels * FEW.num_frames
+    assert RowRenderer(family, FEW).most_held_bytes == own
+    teachers = [Teaches(vl_family(), ["math"]), Teaches(vl_family())]
+    seen = renderer(family, TeacherView(video=MORE), teachers)
+    assert seen.most_held_bytes == own + 3 * family.max_pixels * MORE.num_frames

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from longrl.datamodules.loading.render import DEFAULT_QUESTION, RowRenderer
+from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.loading.shown_media import without_media
+from longrl.datamodules.loading.templates import DEFAULT_QUESTION
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.subtitles import Line, Subtitles, read_subtitles, subtitle_text, take_fitting
