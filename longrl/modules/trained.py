@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,8 +48,6 @@ from longrl.types import Metrics, to_device
 if TYPE_CHECKING:
     from longrl.datamodules.longvideo_reason import LongVideoReason
 
-
-logger = logging.getLogger(__name__)
 
 PRECISIONS = ("32-true", "bf16-mixed")
 """Of Lightning's the two that change neither losses nor batches. 16-mixed scales losses, and gradients would be clipped
