@@ -6,11 +6,14 @@ They are pure, as all of an algorithm is; the values themselves are state, of `l
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from longrl.io.number_ranges import COUNT, LEAST, MOST, NOT_NEGATIVE, check_ranges
 
 ABOVE_0 = (LEAST, MOST)
+SMALLEST = sys.float_info.min
+"""That a coefficient becomes: one of 0 would never rise again."""
 MAX_ERROR = 0.2
 """Of a controller's proportional error, either way: the paper's, verl's and TRL's."""
 
@@ -37,7 +40,8 @@ class KLControl:
     def next(self, coefficient: float, kl: float, num_completions: int) -> float:
         """The coefficient of the next rollout."""
         error = min(max(kl / self.target - 1, -MAX_ERROR), MAX_ERROR)
-        return coefficient * (1 + error * min(num_completions / self.horizon, 1.0))
+        moved = coefficient * (1 + error * min(num_completions / self.horizon, 1.0))
+        return min(max(moved, SMALLEST), MOST)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from longrl.algorithms.losses import log_ratio
 from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 
 Divergence = Literal["sampled", "reverse_kl", "forward_kl", "jensen_shannon"]
@@ -36,7 +37,8 @@ class Distillation:
     """
 
     divergence: Divergence = "reverse_kl"
-    """`sampled` needs the teacher's log-probability of each token alone, the others its distributions."""
+    """`sampled` needs the teacher's log-probability of each token alone, the others its distributions. In the loss it
+    has importance weights, truncated at the algorithm's `correction_cap`, in later updates and of older weights."""
     coef: float = 1.0
     """Factor of the term."""
     placement: Literal["loss", "advantage"] = "loss"
@@ -103,17 +105,25 @@ class Distillation:
         from_policy = kl_divergence(policy, mixture)
         return self.beta * from_teacher + (1 - self.beta) * from_policy
 
-    def of_samples(self, logp: Tensor, teacher_logp: Tensor) -> Tensor:
+    def of_samples(
+        self, logp: Tensor, teacher_logp: Tensor, drawn_logp: Tensor | None = None, cap: float = 2.0
+    ) -> Tensor:
         """[R] losses of sampled tokens: (log q - log p)^2 / 2, whose gradient is that of the reverse KL on average.
 
         So it is for tokens that the policy itself has sampled (k2, http://joschu.net/blog/kl-approx.html); the estimate
-        log q - log p would have the gradient of log q alone, which is 0 on average.
+        log q - log p would have the gradient of log q alone, which is 0 on average. In later updates, and of older
+        weights, another policy has drawn them: there each is weighed by min(q / that policy, cap), held constant.
 
         Args:
             logp: [R] of the policy, with gradient.
             teacher_logp: [R].
+            drawn_logp: [R] of the policy that drew the tokens; None is the policy itself.
+            cap: of the weights.
         """
-        return 0.5 * (logp - teacher_logp).square()
+        losses = 0.5 * (logp - teacher_logp).square()
+        if drawn_logp is None:
+            return losses
+        return log_ratio(logp.detach(), drawn_logp).exp().clamp(max=cap) * losses
 
     def token_rewards(self, old_logp: Tensor, teacher_logp: Tensor) -> Tensor:
         """[N] coef * (log p - log q): on average over samples -coef * KL(q || p) of the token's own distribution."""

@@ -31,11 +31,14 @@ def part_normalized(outcomes: Outcomes, eps: float = 1e-4) -> Tensor:
     valid = outcomes.valid
     total = torch.zeros_like(outcomes.returns)  # [P, G]
     rest = outcomes.returns  # [P, G] of the reward, what is in no part
+    size = rest.abs()  # [P, G] of all that is added up
     for name, values in outcomes.parts.items():
         weight = outcomes.part_weights[name].double()[:, None]  # [P, 1]
         total = total + weight * _normalized(values.double(), valid, eps)
-        rest = rest - weight * values.double().nan_to_num(nan=0.0)
-    is_known = rest.abs() <= ROUNDING * (1 + outcomes.returns.abs())
+        earned = weight * values.double().nan_to_num(nan=0.0)
+        rest = rest - earned
+        size = size + earned.abs()
+    is_known = rest.abs() <= ROUNDING * (1 + size)
     num_unknown = (valid & ~is_known).double().sum()
     count, squares, unknown = outcomes.all_reduce(
         torch.stack([valid.double().sum(), total.square().sum(), num_unknown])

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from longrl.algorithms import HighEntropy
 from longrl.commands.cache_features import local_trainer
 from longrl.commands.first_nonfinite import Finding, NonfiniteWatch, counted
 from longrl.commands.parsers import ShortErrors
@@ -218,15 +219,17 @@ def recorded_loss(policy: PolicyModule, step: StepRecord) -> TokenLoss:
         return SFTLoss(sum(target.num_sampled for target in recorded_continuations(step)))
     sampler_logp = tensors["sampler_logp"]
     weights = tensors["weights"]
+    chosen = tensors.get("high_entropy")
     batch: MiniBatch[Any, Any] = MiniBatch(
         groups=(),
         advantages=tensors["advantages"],
         old_logp=tensors.get("old_logp"),
         ref_logp=tensors.get("ref_logp"),
         sampler_logp=sampler_logp,
-        staleness=torch.zeros_like(sampler_logp, dtype=torch.int64),
+        staleness=tensors.get("staleness", torch.zeros_like(sampler_logp, dtype=torch.int64)),
         weights=weights,
         nonfinite=torch.zeros_like(weights, dtype=torch.bool),
+        high_entropy=None if chosen is None else HighEntropy(chosen, weights.new_zeros(())),
     )
     had = {name: step.facts[name] for name in ("kl_coef", "entropy_coef") if name in step.facts}
     return RolloutLoss(dataclasses.replace(policy.algorithm, **had), batch)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,9 +38,10 @@ from longrl.io.pulse import PULSE
 from longrl.models.ema import EMA_PREFIX, EMASettings, EMAWeights, holds_ema
 from longrl.modules.initial_weights import plain_from
 from longrl.modules.mini_batches import MiniBatch, flatten_groups, make_mini_batches
+from longrl.modules.moving_reference import swapped
 from longrl.modules.optimizer import OptimizerSettings
-from longrl.modules.step_statistics import StepSums
-from longrl.modules.trained import NOT_WEIGHTED, TrainedModule
+from longrl.modules.step_statistics import StepSums, UpdateMeans
+from longrl.modules.trained import TrainedModule
 from longrl.types import TextPrompt
 
 AVERAGES = {"ema_weights": EMA_PREFIX, "old_weights": OLD_PREFIX}
@@ -222,16 +222,8 @@ class DiffusionModule(TrainedModule):
     @contextlib.contextmanager
     def sampling_weights(self) -> Iterator[None]:
         """Inside, the policy has the weights that sample for training: the old policy's, if the objective has one."""
-        if self.old_weights is None:
+        with contextlib.nullcontext() if self.old_weights is None else swapped(self.old_weights, self.policy):
             yield
-            return
-        self.policy.release_root()  # gathered weights are of before
-        self.old_weights.swap_in()
-        try:
-            yield
-        finally:
-            self.policy.release_root()
-            self.old_weights.swap_out()
 
     @torch.no_grad()
     def decode_samples(self, trajectories: Sequence[Trajectory]) -> Tensor:
@@ -259,12 +251,10 @@ class DiffusionModule(TrainedModule):
             flat, self.mini_batches_per_rollout, self.algorithm, dp, old_logp=flat.sampler_logp, ref_logp=None,
             task_deviations=self.deviations_of(flat),
         )  # fmt: skip
-        totals: dict[str, float] = defaultdict(float)
+        updates = UpdateMeans()
         for number, mini_batch in enumerate(mini_batches * self.epochs_per_rollout):
-            for name, value in self._update(mini_batch, number == 0, number // len(mini_batches)).items():
-                totals[name] += value
-        num_updates = len(mini_batches) * self.epochs_per_rollout
-        means = {name: value / num_updates for name, value in totals.items()}
+            updates.add(self._update(mini_batch, number == 0, number // len(mini_batches)))
+        means = updates.collect()
         if self.old_weights is not None:
             self.old_weights.update(self.trainer.global_step)
             means["nft_old_decay"] = self.old_weights.settings.decay_at(self.trainer.global_step) or 0.0
@@ -296,12 +286,9 @@ class DiffusionModule(TrainedModule):
         sums = self.parallel.world.sum_dict({name: value / sp_size for name, value in totals.items()})
         steps_before = self.trainer.global_step
         step = self.optimizer_step_clipped(sums["loss"], functools.partial(trajectory_record, mini_batch))
-        metrics = {**sums, **step}
         if self.ema_weights is not None and self.trainer.global_step > steps_before:
             self.ema_weights.update(self.trainer.global_step)
-        # Below one with Dr.GRPO's constant, or with masked samples.
-        weight_sum = metrics.pop("weight_sum", 0.0) or 1.0
-        return {name: value if name in NOT_WEIGHTED else value / weight_sum for name, value in metrics.items()}
+        return {**sums, **step}
 
     def _micro_batches(
         self, mini_batch: MiniBatch[TextPrompt, Trajectory], is_first: bool, epoch: int

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
-from longrl.algorithms import Algorithm
+from longrl.algorithms import Algorithm, function_needs
 from longrl.diffusion.noised_rows import Item, Items, NoisedBatch
 from longrl.diffusion.old_policy import OldPolicySettings
 from longrl.diffusion.sampler import DiffusionSampling, Trajectory
@@ -30,7 +30,8 @@ from longrl.types import TextPrompt
 
 ABOVE_0: Range = (LEAST, MOST)
 WITHOUT_EFFECT = (
-    "kl_coef", "surrogate", "correction", "decoupled", "greedy_baseline", "top_entropy_share", "fp32_lm_head"
+    "kl_coef", "entropy_coef", "entropy_control", "surrogate", "correction", "decoupled", "greedy_baseline",
+    "top_entropy_share", "fp32_lm_head",
 )  # fmt: skip
 """Options of the algorithm that must be left at their defaults."""
 LEAST_ERROR = 1e-5
@@ -112,6 +113,12 @@ class Objective(abc.ABC):
                 f"{name} compares the samples of a prompt and needs rollout.sampling.num_generations >= 2, got "
                 f"{sampling.num_generations}"
             )
+        for field_name, function, need in function_needs(algorithm):
+            if field_name == "advantage" and (need.rows == "tokens" or need.greedy_baseline):
+                raise ValueError(
+                    f"{name} knows the reward of each sample, and {function} reads tokens or greedy completions beside "
+                    "it; set model.algorithm.advantage to longrl.algorithms.group_normalized"
+                )
         defaults = Algorithm()
         for option in WITHOUT_EFFECT:
             value = getattr(algorithm, option)

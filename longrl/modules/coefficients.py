@@ -14,7 +14,8 @@ from longrl.types import Metrics
 class Coefficients:
     """The KL and the entropy coefficient of a run, as far as a control of the algorithm moves them.
 
-    A rollout whose metric is not finite, since a step of it was left out, moves nothing.
+    A rollout whose metric is not finite, since a step of it was left out, moves nothing, nor does one of which no
+    completion is in the loss.
 
     Args:
         algorithm: with the coefficients to begin with, and the controls.
@@ -35,11 +36,6 @@ class Coefficients:
         self.has_bonus = True
         """False while entropy is above its target, where the bonus is off whatever `entropy` is."""
 
-    @property
-    def are_moved(self) -> bool:
-        """True if there is a control."""
-        return self.kl_control is not None or self.entropy_control is not None
-
     def of(self, algorithm: Algorithm) -> Algorithm:
         """The algorithm with the coefficients of the next rollout; the same one if nothing moves them."""
         if self.kl_control is not None:
@@ -53,8 +49,10 @@ class Coefficients:
 
         Args:
             metrics: of its updates over all ranks: `kl_ref` and `entropy`.
-            num_completions: of the rollout on all ranks.
+            num_completions: of the rollout on all ranks, those in the loss.
         """
+        if not num_completions:
+            return
         kl = metrics.get("kl_ref", math.nan)
         if self.kl_control is not None and math.isfinite(kl):
             self.kl = self.kl_control.next(self.kl, kl, num_completions)

@@ -60,13 +60,14 @@ class Distiller:
             )
         return None
 
-    def setup(self, student: CausalFamily, algorithm: Algorithm, stage: str) -> None:
+    def setup(self, student: CausalFamily, algorithm: Algorithm, stage: str, temperature: float = 1.0) -> None:
         """Refuses what cannot be learned, before weights are loaded.
 
         Args:
             student: the policy's family.
             algorithm: the objective beside the teachers'.
             stage: of the data: in `rl` completions are the policy's own.
+            temperature: the policy samples with.
 
         Raises:
             ValueError: stored texts are taken for the policy's samples, or a teacher cannot teach.
@@ -90,7 +91,7 @@ class Distiller:
                     name,
                 )
         for teacher in self.teachers:
-            teacher.setup(student, self.distillation)
+            teacher.setup(student, self.distillation, temperature)
 
     def check_tasks(self, rows: Sequence[Row]) -> None:
         """Raises ValueError for a task of a teacher that no row has; without rows nothing is known.
@@ -287,6 +288,10 @@ class DistilledLoss(TokenLoss):
     """[C] weight of every token of a completion."""
     factor: float = 1.0
     """Of the inner loss."""
+    drawn_logp: Tensor | None = None
+    """[N] of the policy that drew each token, None where it is the one being updated."""
+    cap: float = 2.0
+    """Above which weights of sampled tokens are truncated."""
 
     def __call__(self, packed: Packed, output: PolicyOutput) -> LossOutput:
         """See `TokenLoss`."""
@@ -298,7 +303,8 @@ class DistilledLoss(TokenLoss):
         logp = output.logp.detach()
         weights = self.weights[packed.completion_index].to(logp.device) * taught  # [R]
         if output.divergence is None:
-            losses = distillation.of_samples(output.logp, teacher_logp)
+            drawn_logp = None if self.drawn_logp is None else self.drawn_logp[rows]
+            losses = distillation.of_samples(output.logp, teacher_logp, drawn_logp, self.cap)
             distance = k3(logp, teacher_logp)
         else:
             losses = output.divergence

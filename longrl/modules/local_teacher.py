@@ -73,7 +73,7 @@ class LocalTeacher(Teacher):
         self.feature_cache_bytes = feature_cache_bytes
 
     @override
-    def setup(self, student: CausalFamily, distillation: Distillation) -> None:
+    def setup(self, student: CausalFamily, distillation: Distillation, temperature: float = 1.0) -> None:
         check_same_tokens(student, self.family)
         if self.init_from is not None:
             find_checkpoint(self.init_from, INIT_FROM)

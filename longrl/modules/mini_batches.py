@@ -159,6 +159,17 @@ class MiniBatch(Generic[PromptT, ScoredT]):
     reward_kl: Tensor | None = None
     """[N] KL estimates that were taken off the rewards, where a control of the coefficient reads them."""
 
+    @property
+    def drawn_logp(self) -> Tensor | None:
+        """[N] log-probabilities under the policy that drew each token, None where it is the one being updated.
+
+        They are the sampler's where older weights drew it, if that said them, also of a decoupled objective.
+        """
+        if self.old_logp is None:
+            return None
+        said = (self.staleness > 0) & self.sampler_logp.isfinite()
+        return self.sampler_logp.where(said, self.old_logp)
+
     def tensors(self) -> dict[str, Tensor]:
         """All that the loss reads beside tokens, by name."""
         named = {
@@ -170,6 +181,10 @@ class MiniBatch(Generic[PromptT, ScoredT]):
             named["old_logp"] = self.old_logp
         if self.ref_logp is not None:
             named["ref_logp"] = self.ref_logp
+        if self.high_entropy is not None:
+            named["high_entropy"] = self.high_entropy.chosen
+        if self.staleness.any():
+            named["staleness"] = self.staleness
         if self.groups:
             named["rewards"] = torch.stack([group.rewards for group in self.groups])
             named["valid"] = torch.stack([group.valid for group in self.groups])
@@ -202,7 +217,7 @@ def make_mini_batches(
     """
     # 1. A completion with a score that is not finite is not valid: it enters no mean. The score becomes one without
     #    meaning, for 0 * nan would be nan.
-    has_scores = finite_completions(flat.lengths, old_logp, ref_logp)  # [C]
+    has_scores = finite_completions(flat.lengths, old_logp, ref_logp, statistics.gradient_norms)  # [C]
     valid = flat.valid & has_scores.view_as(flat.valid)  # [P, G]
     if old_logp is not None:
         old_logp = old_logp.nan_to_num(0.0, 0.0, 0.0)

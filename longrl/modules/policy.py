@@ -159,8 +159,9 @@ class PolicyModule(TrainedModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit" and self.distiller is not None:
-            self.distiller.setup(self.family, self.algorithm, data_module_of(self.trainer).renderer.stage)
-            train = data_module_of(self.trainer).datasets.get("train")
+            data = data_module_of(self.trainer)
+            self.distiller.setup(self.family, self.algorithm, data.renderer.stage, self.temperature)
+            train = data.datasets.get("train")
             self.distiller.check_tasks(() if train is None else train.rows)
         if stage == "fit" and not self.is_rl():  # in RL the rollout callback knows how long completions may become
             limit = micro_batch_limit(self.max_tokens_per_micro_batch, self.parallel.degrees)

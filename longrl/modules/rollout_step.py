@@ -5,7 +5,6 @@ Letters: P prompts of this rank, G completions of each, N sampled tokens of all 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,9 +22,8 @@ from longrl.modules.mini_batches import (
     make_mini_batches,
 )
 from longrl.modules.scoring import TokenScores
-from longrl.modules.step_statistics import lowest_over_ranks
+from longrl.modules.step_statistics import UpdateMeans, lowest_over_ranks
 from longrl.modules.token_statistics import TokenStatistics, token_statistics
-from longrl.modules.trained import NOT_WEIGHTED
 from longrl.types import Batch, Features, Metrics
 
 if TYPE_CHECKING:
@@ -89,7 +87,7 @@ def _update(
 
     # The weights of the first update are those that sampled: there engine and trainer are compared.
     monitor = policy.mismatch_monitor
-    totals: Metrics = defaultdict(float)
+    updates = UpdateMeans()
     entropies: list[Tensor] = []
     loads = ExpertLoads()
     in_order = [*zip(mini_batches, taught, strict=True)] * policy.epochs_per_rollout
@@ -98,15 +96,13 @@ def _update(
         completions = [group.completions for group in mini_batch.groups]
         loss: TokenLoss = RolloutLoss(policy.algorithm, mini_batch, monitor, entropies)
         if said is not None:
-            loss = DistilledLoss(loss, said, mini_batch.weights)
+            cap = policy.algorithm.correction_cap
+            loss = DistilledLoss(loss, said, mini_batch.weights, drawn_logp=mini_batch.drawn_logp, cap=cap)
         metrics = policy.take_step(prompts, completions, features, loss, loads, monitor)
         monitor = None
-        # Weights add up to less than one with Dr.GRPO's constant, or with masked completions.
-        weight_sum = metrics.pop("weight_sum", 0.0) or 1.0
-        for name, value in metrics.items():
-            totals[name] += value if name in NOT_WEIGHTED else value / weight_sum
+        updates.add(metrics)
 
-    means = {name: total / len(in_order) for name, total in totals.items()}
+    means = updates.collect()
     if teaching is not None:
         means = teaching.finish(means, policy.parallel.dp)
     means["entropy_min"] = lowest_over_ranks(entropies, policy.parallel.world)

@@ -76,7 +76,7 @@ class ServerTeacher(Teacher):
         self._features: FeatureCache
 
     @override
-    def setup(self, student: CausalFamily, distillation: Distillation) -> None:
+    def setup(self, student: CausalFamily, distillation: Distillation, temperature: float = 1.0) -> None:
         check_same_tokens(student, self.family)
         if distillation.needs_distribution and distillation.top_k is None:
             raise ValueError(
@@ -89,8 +89,7 @@ class ServerTeacher(Teacher):
                 f"model.distillation.top_k must be at most {MAX_TOP} of a teacher behind a server, got "
                 f"{distillation.top_k}; lower it"
             )
-        if distillation.temperature is not None:
-            _check_temperature(distillation.temperature)
+        _check_temperature(distillation.teacher_temperature(temperature))
 
     @override
     def start(self, run: TeacherRun) -> None:
@@ -117,7 +116,8 @@ class ServerTeacher(Teacher):
         features = self._encode(read, groups)
         # The ranks of a sequence-parallel group have the same prompts: each asks about its part.
         world, sp_group = self._run.parallel.world, self._run.parallel.sp_group
-        asked = [(prompt, group) for prompt, group in zip(read, groups, strict=True) if group]
+        sampled = [[one for one in group if len(one.token_ids)] for group in groups]  # of no token there is nothing
+        asked = [(prompt, group) for prompt, group in zip(read, sampled, strict=True) if group]
         with world.raise_on_any_rank():
             mine = self._ask(asked[sp_group.rank :: sp_group.size], features)
         by_rank = sp_group.gather(mine)

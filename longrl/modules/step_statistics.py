@@ -19,6 +19,8 @@ from longrl.types import Metrics
 
 PARTS = ("vision_encoder", "projector", "language_model", "lm_head")
 """Of a model, as norms of gradients are logged."""
+NOT_WEIGHTED = ("loss", "grad_norm", "lr", *(f"grad_norm_{part}" for part in PARTS))
+"""Metrics of a step that are no weighted sums over tokens."""
 ZERO_ADVANTAGE = 1e-6
 """What is not larger is rounding."""
 
@@ -56,6 +58,36 @@ class StepSums:
         together = [value.double() for of_name in self._values.values() for value in of_name]
         numbers = iter(torch.stack(together).tolist())
         return {name: sum(itertools.islice(numbers, len(of_name))) for name, of_name in self._values.items()}
+
+
+class UpdateMeans:
+    """Means of metrics over the updates on a rollout; of weighted sums over those updates that weighed anything.
+
+    Weights add up to less than one with Dr.GRPO's constant, and to 0 in an update whose completions are all masked:
+    that one says nothing of entropy or distances, and its zeros enter no mean.
+    """
+
+    def __init__(self) -> None:
+        self._totals: Metrics = defaultdict(float)
+        self._num_updates = 0
+        self._num_weighed = 0
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Takes those of an update, sums over all ranks, and `weight_sum` beside them."""
+        weight_sum = metrics.get("weight_sum", 0.0)
+        self._num_updates += 1
+        self._num_weighed += weight_sum != 0
+        for name, value in metrics.items():
+            if name != "weight_sum":
+                self._totals[name] += value if name in NOT_WEIGHTED else value / (weight_sum or 1.0)
+
+    def collect(self) -> Metrics:
+        """The means."""
+        means = {}
+        for name, total in self._totals.items():
+            count = self._num_updates if name in NOT_WEIGHTED else self._num_weighed
+            means[name] = total / max(count, 1)
+        return means
 
 
 def tensor_norms(gradients: Sequence[Tensor]) -> Tensor:

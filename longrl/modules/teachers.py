@@ -55,8 +55,13 @@ class Teacher(abc.ABC):
         return self.tasks is None or row.task in self.tasks
 
     @abc.abstractmethod
-    def setup(self, student: CausalFamily, distillation: Distillation) -> None:
+    def setup(self, student: CausalFamily, distillation: Distillation, temperature: float = 1.0) -> None:
         """Refuses what it cannot teach, before weights are loaded: another tokenizer, distributions it has not.
+
+        Args:
+            student: the policy's family.
+            distillation: the term.
+            temperature: the policy samples with.
 
         Raises:
             ValueError: with rule, value and remedy.

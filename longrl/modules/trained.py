@@ -40,11 +40,11 @@ from longrl.modules.moving_reference import (
 from longrl.modules.optimizer import OptimizerSettings, fuse_by_device
 from longrl.modules.phase_times import PhaseTimes
 from longrl.modules.skipped_steps import SkippedSteps, StepRecord, tell_nonfinite
-from longrl.modules.step_statistics import PARTS, advantage_metrics, advantage_sums, gradient_norms
+from longrl.modules.step_statistics import advantage_metrics, advantage_sums, gradient_norms
 from longrl.modules.task_deviations import TaskDeviations
 from longrl.strategies.fsdp import RootModule, ShardableFamily, move_unsharded
 from longrl.strategies.parallel import Parallel, ParallelModule
-from longrl.types import Group, Metrics, to_device
+from longrl.types import Metrics, to_device
 
 if TYPE_CHECKING:
     from longrl.datamodules.longvideo_reason import LongVideoReason
@@ -52,8 +52,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NOT_WEIGHTED = ("loss", "grad_norm", "lr", *(f"grad_norm_{part}" for part in PARTS))
-"""Metrics of a step that are no weighted sums over tokens."""
 PRECISIONS = ("32-true", "bf16-mixed")
 """Of Lightning's the two that change neither losses nor batches. 16-mixed scales losses, and gradients would be clipped
 before they are scaled back; the others convert all numbers of a batch, log-probabilities and advantages included."""
@@ -133,6 +131,8 @@ class TrainedModule(ParallelModule, abc.ABC):
         """True once there are weights."""
         self.has_signal = False
         """True once some advantage was not zero; the rollout callback asks after each step."""
+        self.num_weighed = 0
+        """Completions of the last rollout that are in the loss, on all ranks."""
         self._eval_means = MetricMeans()
         self._keep_unregistered("reference", None)
 
@@ -289,7 +289,8 @@ class TrainedModule(ParallelModule, abc.ABC):
         if isinstance(data, StreamedData):
             self.log_dict(data.metrics(), batch_size=1)
         if metrics:
-            metrics |= self._follow(metrics, getattr(batch, "groups", None))
+            if getattr(batch, "groups", None) is not None:
+                metrics |= self._follow(metrics)
             named = {f"train/{name}": value for name, value in metrics.items()}
             named["train/nonfinite_steps"] = float(self.skipped_steps.count)
             self.log_dict(named, batch_size=1)
@@ -357,16 +358,11 @@ class TrainedModule(ParallelModule, abc.ABC):
         deviations = self.task_deviations.follow(tasks, flat.rewards, flat.valid, self.parallel.dp)
         return None if deviations is None else to_device(deviations, flat.rewards.device)
 
-    def _follow(self, metrics: Metrics, groups: Sequence[Group[Any, Any]] | None) -> Metrics:
+    def _follow(self, metrics: Metrics) -> Metrics:
         """Moves what follows the rollouts; returns the metrics of the coefficients that this one had."""
-        if groups is None:  # SFT
-            return {}
         had = coefficient_metrics(self.algorithm) | self.task_deviations.metrics()
-        if self.coefficients.are_moved:
-            local = {"completions": float(sum(len(group.completions) for group in groups))}
-            num_completions = self.parallel.dp.sum_dict(local)["completions"]
-            self.coefficients.follow(metrics, int(num_completions))
-            self.algorithm = self.coefficients.of(self.algorithm)
+        self.coefficients.follow(metrics, self.num_weighed)
+        self.algorithm = self.coefficients.of(self.algorithm)
         return had
 
     def watch_batches(self, mini_batches: Sequence[MiniBatch[Any, Any]]) -> Metrics:
@@ -379,7 +375,9 @@ class TrainedModule(ParallelModule, abc.ABC):
         local = advantage_sums(advantages)
         self.has_signal |= local["zeros"] < local["count"]
         local["left_out"] = float(left_out.sum())
+        local["weighed"] = float(sum((part.weights > 0).sum() for part in mini_batches))
         sums = self.parallel.dp.sum_dict(local)
+        self.num_weighed = int(sums["weighed"])
         count = sums["left_out"]
         if count:
             tell_nonfinite(mini_batches, count)

@@ -78,15 +78,18 @@ def teacher_memory(plan: Plan) -> float:
 def kept_memory(plan: Plan) -> float:
     """From the pass to the end of the update: hidden states, N D c, and the head, V D c; or k ids and numbers, 12 N k.
 
-    Of several teachers, of which each has some of the groups, the largest.
+    Of several teachers each has some of the groups, so rows are those of the largest, but all heads are there. That of
+    a teacher whose weights stay on one device is not copied.
     """
     tokens = plan.prompts_per_batch * plan.num_generations * plan.sampled_tokens
-    sizes = [0.0]
+    rows = [0]
+    heads = 0
     for teacher in plan.teachers:
-        width = teacher.sizes.hidden * teacher.gathered_bytes
-        hidden = (tokens + teacher.sizes.vocabulary) * width if teacher.keeps_hidden else 0
-        sizes.append(float(hidden + tokens * teacher.top_k * ID_AND_LOGP_BYTES))
-    return max(sizes)
+        width = teacher.sizes.hidden * teacher.gathered_bytes if teacher.keeps_hidden else 0
+        rows.append(tokens * (width + teacher.top_k * ID_AND_LOGP_BYTES))
+        if teacher.offload or plan.devices > 1:
+            heads += teacher.sizes.vocabulary * width
+    return float(max(rows) + heads)
 
 
 def teacher_phase(plan: Plan, batch: MicroBatch, standing: Mapping[str, float]) -> f.MemoryParts:

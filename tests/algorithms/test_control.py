@@ -22,7 +22,16 @@ def test_the_kl_coefficient_is_that_of_verl_and_trl():
 
 
 def test_a_rollout_larger_than_the_horizon_leaves_the_coefficient_above_0():
-    assert KLControl(target=0.01, horizon=10).next(1.0, 0.0, 1000) == pytest.approx(0.8)
+    control = KLControl(target=0.01, horizon=10)
+    assert control.next(1.0, 0.0, 1000) == pytest.approx(0.8)
+    smallest = 1e-300
+    largest = 1e300
+    for _ in range(500):
+        smallest = control.next(smallest, 0.0, 1000)
+        largest = control.next(largest, 1.0, 1000)
+    for coefficient in (smallest, largest):  # in thousands of rollouts on one side of the target
+        assert Algorithm(kl_coef=coefficient, kl_control=control).kl_coef == coefficient
+    assert control.next(smallest, 1.0, 1000) > smallest
 
 
 def test_the_entropy_coefficient_is_that_of_skywork():

@@ -113,6 +113,14 @@ def test_a_reward_that_is_not_the_sum_of_its_parts_is_an_error_on_every_rank(ove
         part_normalized(Outcomes(torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool), torch.ones(2).long()))
 
 
+def test_large_parts_that_cancel_each_other_out_are_still_the_reward():
+    """In float32 what is left of them is rounded by their size, not by its own."""
+    given = outcomes({"gain": [[54321.678, 0.7]], "cost": [[54321.0, 0.1]]}, {"gain": 0.3, "cost": -0.3})
+    exact = 0.3 * (54321.678 - 54321.0)
+    assert abs(float(given.rewards[0, 0]) - exact) > 2e-4 * (1 + exact)
+    assert part_normalized(given).isfinite().all()
+
+
 def test_a_kl_penalty_is_no_part_of_the_reward():
     for options in ({"kl_coef": 0.1}, {"kl_placement": "reward"}):
         Algorithm(advantage=part_normalized, **options).validate(SamplingParams(2), 1)

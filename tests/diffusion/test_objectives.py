@@ -8,7 +8,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import logsigmoid
 
-from longrl.algorithms import Algorithm, gaussian_mean, grpo_guard
+from longrl.algorithms import Algorithm, EntropyControl, gaussian_mean, grpo_guard, optimal_token_baseline
 from longrl.diffusion.diffusion_module import DiffusionModule
 from longrl.diffusion.noised_rows import Item, NoisedBatch, NoiseLevels, noised_rows
 from longrl.diffusion.objective_step import one_token_each
@@ -321,6 +321,9 @@ def test_a_rollout_is_drawn_by_the_old_policy_and_the_weights_come_back():
         ({}, {"kl": gaussian_mean, "kl_coef": 0.1}, "model.algorithm.kl_coef=0.1 would have no effect"),
         ({}, {"surrogate": grpo_guard}, "model.algorithm.surrogate=grpo_guard would have no effect; set it to clipped"),
         ({}, {"greedy_baseline": True}, "model.algorithm.greedy_baseline"),
+        ({}, {"advantage": optimal_token_baseline}, "optimal_token_baseline reads tokens or greedy completions"),
+        ({}, {"entropy_coef": 0.1}, "model.algorithm.entropy_coef=0.1 would have no effect"),
+        ({}, {"entropy_control": EntropyControl(0.2)}, "model.algorithm.entropy_control=EntropyControl"),
     ],
 )
 def test_what_has_no_meaning_beside_an_objective_is_refused_before_weights_are_loaded(sampling, algorithm, said):

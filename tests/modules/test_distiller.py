@@ -1,6 +1,7 @@
 """Steps with a teacher: against stock models of policy and teacher, one forward per completion, in float64."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from longrl.algorithms import Algorithm, Distillation, InOrder, drop_uniform, no
 from longrl.models.lora import LoRASettings, to_checkpoint
 from longrl.modules.distiller import Distiller
 from longrl.modules.local_teacher import LocalTeacher
+from longrl.modules.mini_batches import MiniBatch
 from longrl.modules.offloaded_weights import OffloadedWeights
 from longrl.modules.teachers import TeacherRun
 from longrl.strategies.parallel import Parallel
@@ -68,7 +70,10 @@ def step_by_hand(policy, teacher, groups, distillation, temperature=1.0, old=Non
         loss = loss - ((logp - before).exp() * rewards).mean()
     else:
         distance = teacher_term(distillation, logits, dense, ids)
-        loss = loss + distillation.coef * distance.mean()
+        weighed = distance
+        if distillation.divergence == "sampled":  # another policy has drawn the tokens
+            weighed = (logp - before).detach().exp().clamp(max=2.0) * distance
+        loss = loss + distillation.coef * weighed.mean()
         distance = distance.mean().item()
     loss.backward()
     return loss.item(), gradients(plain), distance
@@ -176,6 +181,29 @@ def test_mini_batches_have_the_teachers_tokens_of_their_groups():
     for name, grad in seen[0].gradients[0].items():
         torch.testing.assert_close(sum(part[name] for part in halves) / 3, grad, rtol=1e-4, atol=1e-6)
     assert seen[1].metrics[0]["train/teacher_kl"] == pytest.approx(seen[0].metrics[0]["train/teacher_kl"], rel=1e-5)
+
+
+def test_a_loss_of_sampled_tokens_is_weighed_in_later_updates_and_of_a_decoupled_objective():
+    """By the ratio to the policy that drew them: the one before the rollout's updates, or the sampler of old tokens."""
+    old_logp = torch.tensor([-1.0, -2.0, -3.0, -4.0])
+    batch = MiniBatch(
+        groups=(),
+        advantages=torch.zeros(4),
+        old_logp=old_logp,
+        ref_logp=None,
+        sampler_logp=torch.tensor([-1.5, -2.5, math.nan, -4.5]),
+        staleness=torch.tensor([0, 1, 1, 2]),
+        weights=torch.ones(1),
+        nonfinite=torch.zeros(1, dtype=torch.bool),
+    )
+    drawn = batch.drawn_logp
+    assert drawn.tolist() == [-1.0, -2.5, -3.0, -4.5]
+    assert dataclasses.replace(batch, old_logp=None).drawn_logp is None
+    logp = torch.tensor([-1.0, -3.5, -2.0, -4.5], requires_grad=True)
+    losses = Distillation("sampled").of_samples(logp, torch.zeros(4), drawn, cap=2.0)
+    assert losses.tolist() == pytest.approx([0.5, math.exp(-1) * 6.125, 2 * 2.0, 10.125])
+    losses.sum().backward()
+    assert logp.grad.tolist() == pytest.approx([-1.0, -3.5 * math.exp(-1), -4.0, -4.5])
 
 
 # ---- several teachers ----
@@ -374,12 +402,14 @@ def test_a_text_teacher_reads_what_a_policy_of_videos_was_asked_in_words():
     assert_same_gradients(seen.gradients[0], expected, 2e-5)
 
 
-def test_rewards_of_tokens_are_taken_at_the_policy_before_the_update():
-    """Of carried-over groups at the sampler's, around which the ratio is clipped as that of other advantages."""
-    distillation = DISTILLATIONS["advantage"]
+@pytest.mark.parametrize(("name", "spread"), [("advantage", 0.05), ("sampled", 0.7)])
+def test_tokens_of_older_weights_count_by_how_likely_they_are_now(name, spread):
+    """Of carried-over groups rewards are taken at the sampler's policy, around which the ratio is clipped as that of
+    other advantages; a loss of sampled tokens is weighed by the ratio to it, at most 2."""
+    distillation = DISTILLATIONS[name]
     policy = policy_of(text_family())
     policy.configure_model()
-    old = off_policy(policy, sampled(policy.family, text_prompts(policy.family)), spread=0.05)
+    old = off_policy(policy, sampled(policy.family, text_prompts(policy.family)), spread=spread)
     groups = sampled(policy.family, text_prompts(policy.family), old, carried_over=True)
     loss, expected, _ = step_by_hand(policy, wide_text_teacher(), groups, distillation, old=old.double())
     policy = policy_of(

@@ -10,6 +10,7 @@ import torch
 
 from longrl.algorithms import Algorithm, EntropyControl, KLControl, MovingReference, TaskNormalized, k1
 from longrl.models.lora import LoRASettings
+from longrl.modules.optimizer import OptimizerSettings
 from longrl.testing.plain_forward import plain_logits, qwen_media_inputs
 from tests.modules.test_policy import (
     BUDGETS,
@@ -114,6 +115,29 @@ def test_the_kl_coefficient_follows_the_distance(placement):
         coefficient = control.next(coefficient, metrics["train/kl_ref"], 9)
     assert policy.algorithm.kl_coef == pytest.approx(coefficient, rel=1e-5)
     assert coefficient != 0.3
+
+
+def test_what_is_not_in_the_loss_moves_no_coefficient():
+    """Of 3 updates on a group each one has all completions masked: means are those of the others, of 6 completions."""
+    family = text_family()
+    control = {"kl_control": KLControl(target=1e-4, horizon=20), "entropy_control": EntropyControl(target=1e-3)}
+    algorithm = Algorithm(kl_coef=0.3, entropy_coef=0.1, **control)
+    still = OptimizerSettings(lr=0.0)
+    found = []
+    for keep in ([True, False, True], [True, None, True], [False, False, False]):
+        policy = policy_of(family, algorithm=algorithm, optimizer=still, mini_batches_per_rollout=3)
+        groups = sampled(family, text_prompts(family))
+        for group, kept in zip(groups, keep, strict=True):
+            group.valid = torch.tensor([bool(kept)] * 3)
+        groups = [group for group, kept in zip(groups, keep, strict=True) if kept is not None]
+        seen = train(policy, batch_of(policy, groups), before=disturb_text)
+        found.append((seen.metrics[0], policy.algorithm))
+    (masked, after), (without, wanted), (_, unmoved) = found
+    for name in ("train/entropy", "train/kl_ref", "train/ratio_mean"):
+        assert masked[name] == pytest.approx(without[name], rel=1e-6)
+    assert (after.kl_coef, after.entropy_coef) == pytest.approx((wanted.kl_coef, wanted.entropy_coef))
+    assert after.kl_coef == pytest.approx(0.3 * (1 + 0.2 * 6 / 20))
+    assert (unmoved.kl_coef, unmoved.entropy_coef) == (0.3, 0.1)
 
 
 def test_the_distance_of_a_penalty_in_the_reward_is_the_mean_under_the_weights():

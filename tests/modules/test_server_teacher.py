@@ -22,7 +22,8 @@ from longrl.modules.teachers import TeacherRun
 from longrl.packing.pack import continuations
 from longrl.strategies.parallel import Parallel
 from longrl.testing.engine_servers import EngineServers
-from longrl.types import Continuation
+from longrl.types import Batch, Continuation
+from tests.modules.test_policy import policy_of, sampled, text_prompts, train
 from tests.tiny import (
     mixed_prompts,
     plain_model,
@@ -135,9 +136,18 @@ def test_what_a_lost_server_was_asked_is_asked_of_another(servers, asked):
         teacher.score(prompts, completions, temperature=1.0)
 
 
-def test_a_rank_without_prompts_asks_nothing(servers, asked):
-    said = asked(servers.start(), Distillation("reverse_kl", top_k=3)).score([], [], temperature=1.0)
+def test_nothing_is_asked_where_there_are_no_prompts_or_no_tokens(servers, asked):
+    teacher = asked(servers.start(), Distillation("reverse_kl", top_k=3))
+    said = teacher.score([], [], temperature=1.0)
     assert (len(said.logp), said.top_ids.shape, said.top_logp.shape) == (0, (0, 3), (0, 3))
+    prompts = mixed_prompts(vl_family())[1:]
+    answers = random_completions(vl_family(), ((3, 2), (1,)))
+    none = torch.zeros(0, dtype=torch.int64)
+    found = teacher.score([*prompts, prompts[0]], [[none, *answers[0]], [answers[1][0], none], [none]], temperature=1.0)
+    wanted = teacher.score(prompts, answers, temperature=1.0)
+    assert len(found.logp) == 6
+    torch.testing.assert_close(found.logp, wanted.logp)
+    assert torch.equal(found.top_ids, wanted.top_ids)
 
 
 def test_what_no_server_can_score_is_refused(servers, asked):
@@ -167,6 +177,17 @@ def test_what_no_server_can_score_is_refused(servers, asked):
 def test_what_no_server_can_teach_is_refused_before_weights_are_loaded(distillation, message):
     with pytest.raises(ValueError, match=message):
         ServerTeacher("http://127.0.0.1:1", vl_family()).setup(vl_family(), distillation)
+
+
+def test_a_policy_that_samples_at_another_temperature_is_refused_before_weights_are_loaded():
+    family = text_family()
+    teacher = ServerTeacher("http://127.0.0.1:1", text_family())
+    policy = policy_of(family, teacher=teacher, distillation=Distillation("sampled"))
+    policy.temperature = 0.7  # as the rollout callback says before
+    with pytest.raises(ValueError, match=r"at temperature 1, got 0.7; set model\.distillation\.temperature to 1"):
+        train(policy, Batch([], groups=sampled(family, text_prompts(family))))
+    assert not policy.is_built
+    teacher.setup(family, Distillation("sampled", temperature=1.0), temperature=0.7)
 
 
 def test_a_server_of_another_model_or_of_a_trainers_weights_is_refused(servers, asked, tmp_path):

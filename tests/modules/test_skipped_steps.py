@@ -10,10 +10,12 @@ import torch
 from lightning.pytorch import Callback
 from safetensors.torch import save
 
-from longrl.algorithms import Algorithm
+from longrl.algorithms import Algorithm, StaleClipped
+from longrl.commands.replay import recorded_loss
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.sources import DecodeLimits, FileFrames
 from longrl.models.lora import LoRASettings
+from longrl.modules.mini_batches import RolloutLoss, flatten_groups, make_mini_batches
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.skipped_steps import (
     FOLDER,
@@ -26,9 +28,12 @@ from longrl.modules.skipped_steps import (
     text_record,
     write_step_record,
 )
+from longrl.modules.token_statistics import TokenStatistics
+from longrl.packing.pack import pack
+from longrl.strategies.axis import SINGLE_RANK
 from longrl.strategies.mr_sp import MRSPStrategy
 from longrl.testing.sample_turns import random_turns
-from longrl.types import FULL_SHARD, Batch, Continuation, FrameShard
+from longrl.types import FULL_SHARD, Batch, Continuation, FrameShard, PolicyOutput
 from tests.distributed import run_distributed
 from tests.modules.test_policy import (
     LENGTHS,
@@ -212,6 +217,23 @@ def test_a_record_holds_all_that_the_step_read_and_replays_it(tmp_path, turns):
     seen = train(policy_of(text_family(), algorithm=algorithm), again, default_root_dir=tmp_path)
     assert seen.metrics[0]["train/loss"] == pytest.approx(record.facts["loss"], rel=1e-6)
     assert seen.steps == 1
+
+
+def test_which_tokens_learned_and_how_old_they_were_is_on_record():
+    family = text_family()
+    policy = policy_of(family, algorithm=Algorithm(surrogate=StaleClipped(0.0, 0.0), top_entropy_share=0.3))
+    groups = rl_batch(family, text_prompts(family), carried_over=True).groups
+    flat = flatten_groups(groups, torch.device("cpu"))
+    scores = torch.rand(len(flat.sampler_logp), generator=torch.Generator().manual_seed(2))
+    known = TokenStatistics(logp=-scores, entropy=scores)
+    (batch,) = make_mini_batches(flat, 1, policy.algorithm, SINGLE_RANK, -scores, None, known)
+    loss = RolloutLoss(policy.algorithm, batch)
+    prompts = [group.prompt for group in groups]
+    found = recorded_loss(policy, text_record(prompts, answers_of(groups), loss))
+    (packed,) = pack(prompts, tokens_of(groups), 10_000)
+    logp = torch.rand(len(scores), generator=torch.Generator().manual_seed(3)) - 1
+    output = PolicyOutput(logp, scores)
+    assert found(packed, output).loss == loss(packed, output).loss
 
 
 def test_what_completions_were_shown_is_on_record(tmp_path):

@@ -8,9 +8,10 @@ import torch
 
 from longrl import algorithms
 from longrl.algorithms import Algorithm, optimal_token_baseline, part_normalized, token_mean
-from longrl.modules.mini_batches import flatten_groups, reward_parts
-from longrl.modules.token_statistics import NO_STATISTICS, gradient_norms, token_statistics
+from longrl.modules.mini_batches import flatten_groups, make_mini_batches, reward_parts
+from longrl.modules.token_statistics import NO_STATISTICS, TokenStatistics, gradient_norms, token_statistics
 from longrl.rewards.reward_sum import RewardSum, RewardTerm
+from longrl.strategies.axis import SINGLE_RANK
 from longrl.types import Completion, Group
 from tests.modules.test_policy import (
     BUDGETS,
@@ -119,6 +120,22 @@ def chosen_by_hand(entropies):
     wanted = math.floor(SHARE * (len(entropies) - 1)) + 1
     threshold = entropies.sort(descending=True).values[wanted - 1]
     return entropies >= threshold, threshold
+
+
+def test_a_norm_that_is_no_number_leaves_out_its_completion_alone():
+    """Sums over tokens run through all completions of a rank."""
+    family = text_family()
+    flat = flatten_groups(sampled(family, text_prompts(family)), torch.device("cpu"))
+    algorithm = Algorithm(advantage=optimal_token_baseline)
+    norms = torch.rand(int(flat.lengths.sum()), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    norms[4] = math.nan  # of the second completion
+    (found,) = make_mini_batches(flat, 1, algorithm, SINGLE_RANK, None, None, TokenStatistics(gradient_norms=norms))
+    assert found.nonfinite.tolist() == [False, True] + [False] * 7
+    flat.valid[0, 1] = flat.in_loss[0, 1] = False
+    known = TokenStatistics(gradient_norms=norms.nan_to_num(0.0))
+    (wanted,) = make_mini_batches(flat, 1, algorithm, SINGLE_RANK, None, None, known)
+    torch.testing.assert_close(found.advantages, wanted.advantages)
+    assert found.advantages.any()
 
 
 @pytest.mark.parametrize("surrogate", ["clipped", "sequence_clipped", "geometric_clipped", "cispo"])

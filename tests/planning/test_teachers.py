@@ -32,6 +32,9 @@ def test_hidden_states_and_head_or_the_likeliest_tokens_stay_for_the_update():
     assert teachers.kept_memory(TAUGHT) == 4 * TINY.hidden * (tokens + TINY.vocabulary)
     top = dataclasses.replace(TEACHER, keeps_hidden=False, top_k=8)
     assert teachers.kept_memory(changed(teachers=(top,))) == tokens * 8 * 12
+    several = changed(teachers=(TEACHER, dataclasses.replace(TEACHER, offload=True)))
+    assert teachers.kept_memory(several) == 4 * TINY.hidden * (tokens + 2 * TINY.vocabulary)
+    assert teachers.kept_memory(dataclasses.replace(TAUGHT, devices=1)) == 4 * TINY.hidden * tokens
     phases = memory.estimate_memory(TAUGHT).phases
     assert phases["update"]["teachers' scores"] == phases["teacher"]["teachers' scores"]
     assert sum(phases["update"].values()) - sum(memory.estimate_memory(RUN).phases["update"].values()) == (
