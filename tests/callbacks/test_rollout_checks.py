@@ -213,7 +213,7 @@ def test_ranks_that_share_a_sequence_take_more_together():
         limited = replace(renderer, limits=(LengthLimit(length, "x", longest=length, ranks=ranks),))
         with contextlib.nullcontext() if fits else pytest.raises(UnusableSample, match=f"above {length}, the x"):
             limited(row("a", "1 + 1?"))
-    assert micro_batch_limit(300, [1, 2, 4], 7) == LengthLimit(300, "model.max_tokens_per_micro_batch", 7, 4)
+    assert micro_batch_limit(300, [1, 2, 4], 7) == LengthLimit(300, "model.max_tokens_per_micro_batch", 7, 4, True)
 
 
 def test_an_evaluation_asks_its_engine():
