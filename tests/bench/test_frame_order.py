@@ -45,8 +45,9 @@ def test_methods_differ_in_the_bonus_alone_and_are_asked_alike(script, tmp_path,
     rows = script.main(["--quick", "--json", str(tmp_path / "out.json")])
 
     fits = [command for command in commands if command[0] == "fit"][1:]
-    assert [option(command, "rollout.frame_order") is None for command in fits] == [True, False, False]
-    assert [json.loads(option(command, "rollout.frame_order"))["ratio"] for command in fits[1:]] == [0.8, 1.25]
+    assert [option(command, "rollout.frame_order") is None for command in fits] == [True, False, False, False]
+    ratios = [json.loads(option(command, "rollout.frame_order"))["ratio"] for command in fits[1:]]
+    assert ratios == [0.8, 1.25, 0.0]
     assert len({tuple(word for word in command if not word.startswith(OWN)) for command in fits}) == 1
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["rows"] == rows
@@ -55,10 +56,10 @@ def test_methods_differ_in_the_bonus_alone_and_are_asked_alike(script, tmp_path,
         "difference", "difference_low", "difference_high", "p",
     ]  # fmt: skip
     assert [(row["method"], row["loss"], row["n"]) for row in rows] == [
-        ("grpo", 0.25, 4), ("t_grpo", 0.25, 4), ("t_grpo_strict", 0.75, 4),
+        ("grpo", 0.25, 4), ("t_grpo", 0.25, 4), ("t_grpo_strict", 0.75, 4), ("bonus_always", 0.25, 4),
     ]  # fmt: skip
-    assert [row["difference"] for row in rows] == ["", 0.0, 0.5]
-    assert [row["seed"] for row in written["seeds"]] == [0, 0, 0]
+    assert [row["difference"] for row in rows] == ["", 0.0, 0.5, 0.0]
+    assert [row["seed"] for row in written["seeds"]] == [0, 0, 0, 0]
     assert written["before"][0]["loss"] == 0.25
 
 
