@@ -47,9 +47,9 @@ METHODS: Mapping[str, Mapping[str, float] | None] = {
     "t_grpo_strict": {"bonus": 2.0, "ratio": 1.25, "num_generations": 8, "categories": ["temporal"]},
     "bonus_always": {"bonus": 2.0, "ratio": 0.0, "num_generations": 1, "categories": ["temporal"]},
 }
-"""Name -> `rollout.frame_order`: the paper's (arXiv:2503.21776), which nearly all right completions earn; one that order
-has to earn, with as many shuffled completions as others, for of few the comparison is mostly chance; and the same bonus
-without a comparison, to see which of the two teaches."""
+"""Name -> `rollout.frame_order`: the paper's (arXiv:2503.21776), which nearly all right completions earn; one that
+order has to earn, with as many shuffled completions as others, for of few the comparison is mostly chance; and the same
+bonus without a comparison, to see which of the two teaches."""
 ASKED = ("temporal", "spatial", "goal and purpose")
 ORDERED, SHUFFLED = "video", "video, shuffled"
 DATA_SEED = 2
