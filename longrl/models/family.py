@@ -14,8 +14,8 @@ model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, w
         media           media_token_ids
         default         load_processing, reads_media, render, chat, chat_ids, tokenize_chat, row_messages, chat_content,
                         system_prompt, tools, media_text, media_pieces, placeholder_ids, position_ids, num_axes,
-                        encode_response, encode_last_turn, observation, continuation, end_token_ids, decode,
-                        keep_special_tokens, answer_tokens, identity, answer_options, training_options,
+                        encode_response, encode_answer, encode_last_turn, observation, continuation, end_token_ids,
+                        decode, keep_special_tokens, answer_tokens, identity, answer_options, training_options,
                         later_options
     EncodesMedia        how do patches become features?
         media           media_encoders, encode_media

@@ -9,7 +9,6 @@ from longrl.algorithms import Algorithm, token_mean
 from longrl.engines.weight_stream import engine_weights
 from longrl.models.lora import LoRASettings, add_adapters, is_adapter, merged_weights
 from longrl.modules.initial_weights import build_from
-from longrl.modules.mini_batches import flatten_groups
 from longrl.modules.policy import OptimizerSettings
 from longrl.packing.pack import pack
 from longrl.strategies.fsdp import ShardingOptions
@@ -240,12 +239,11 @@ def test_the_reference_is_the_policy_the_run_began_with_and_no_second_model():
     batch = batch_of(policy, sampled(family, text_prompts(family)))
     train(policy, batch, batch, batch)
     assert policy.reference is policy.policy
-    flat = flatten_groups(batch.groups, policy.device)
-    found = policy._reference_logp(flat, {})
-    fresh = policy_of(text_family())
-    fresh.configure_model()
     prompts = [group.prompt for group in batch.groups]
     completions = [group.completions for group in batch.groups]
+    found = policy.reference_logp(prompts, completions, {})
+    fresh = policy_of(text_family())
+    fresh.configure_model()
     expected = fresh.score(fresh.policy, prompts, completions, {})
     assert torch.equal(found, expected)
     assert not torch.equal(policy.score(policy.policy, prompts, completions, {}), expected)

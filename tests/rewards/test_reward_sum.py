@@ -265,7 +265,7 @@ def test_every_reward_config_builds_and_its_dump_builds_the_same(path, tmp_path)
     (tmp_path / "dump.yaml").write_text(dump)
     again, _ = parsed([f"--config={tmp_path / 'dump.yaml'}"])
     assert again == reward
-    assert ("accuracy" in reward.names) == (path.stem not in PICTURES)
+    assert ("accuracy" in reward.names) == (path.stem not in (*PICTURES, "remote", "reward_model"))
 
 
 def test_think_answer_yaml_is_nine_to_one_and_dapo_yaml_punishes_length():
