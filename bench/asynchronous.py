@@ -15,23 +15,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import ROOT, Row, console, parse_arguments, report
+from common import ROOT, Row, parse_arguments, report
+from demo_runs import CONFIGS, overall_row, run, runs_folder
 
-from longrl.commands.main import main as run_command
 from longrl.evaluation.curves import find_metrics, read_metrics
-from longrl.evaluation.samples import RESULTS_FILE, TEST_FOLDER
 from longrl.testing.engine_servers import EngineServers
 
-CONFIGS = ROOT / "configs" / "demo"
 STALENESS = (0, 1, 2)
 AGES = ("staleness_mean", "staleness_max", "cut_share", "asked_again", "dropped", "engine_busy", "engine_requests")
 
@@ -58,13 +53,8 @@ QUICK = Sizes(train_videos=12, eval_videos=4, sft_steps=2, rl_steps=3, prompts=2
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Runs all stages in a folder of its own; `--quick` takes few steps, to see that everything runs."""
     arguments = parse_arguments(__doc__ or "", argv)
-    folder = ROOT / "runs" / "asynchronous"
-    sizes = FULL
-    if arguments.quick:
-        folder = Path(tempfile.mkdtemp(prefix="longrl_asynchronous_"))
-        sizes = QUICK
-    elif folder.exists():
-        shutil.rmtree(folder)
+    folder = runs_folder("asynchronous", arguments.quick)
+    sizes = QUICK if arguments.quick else FULL
     bench = Bench(folder, sizes)
     with contextlib.chdir(ROOT):  # the demo's files name its base from here
         bench.make_data()
@@ -95,7 +85,7 @@ class Bench:
             f"--num_train_videos={self.sizes.train_videos}",
             f"--num_eval_videos={self.sizes.eval_videos}",
         ]
-        _run("synthetic", f"--out={self.folder / 'data'}", *counts, "--fps=2")
+        run("synthetic", f"--out={self.folder / 'data'}", *counts, "--fps=2")
 
     def cold_start(self) -> None:
         """The SFT stage that all RL runs begin from."""
@@ -143,10 +133,8 @@ class Bench:
     def scores(self, name: str) -> Row:
         """Accuracy of a stage on held-out questions, with its interval of 95 %."""
         folder = self.folder / "evaluation" / name
-        _run("test", *self.common, f"--run_dir={folder}", f"--model.init_from={self.folder / name}")
-        (condition,) = json.loads((folder / TEST_FOLDER / RESULTS_FILE).read_text())["conditions"].values()
-        overall = condition["scores"]["overall"]
-        return {field: overall[field] for field in ("accuracy", "low", "high", "n")}
+        run("test", *self.common, f"--run_dir={folder}", f"--model.init_from={self.folder / name}")
+        return overall_row(folder)
 
     def _metrics(self, max_staleness: int) -> dict[str, dict[int, float]]:
         return read_metrics(find_metrics(self.folder / f"rl_{max_staleness}"))
@@ -154,12 +142,7 @@ class Bench:
     def _fit(self, name: str, config: str, *options: str) -> None:
         stage = f"--config={CONFIGS / config}"
         train = f"--data.train={self.folder / 'data' / 'train.jsonl'}"
-        _run("fit", *self.common, stage, f"--run_dir={self.folder / name}", train, *options)
-
-
-def _run(*command: str) -> None:
-    console.print(f"$ python -m longrl {shlex.join(command)}", soft_wrap=True, highlight=False)
-    run_command(list(command))
+        run("fit", *self.common, stage, f"--run_dir={self.folder / name}", train, *options)
 
 
 if __name__ == "__main__":

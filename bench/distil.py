@@ -15,22 +15,16 @@ Both answer the held-out questions at the student's frames. All is done by longr
 
 from __future__ import annotations
 
-import json
-import shlex
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import ROOT, Row, console, parse_arguments, report
+from common import Row, parse_arguments, report
+from demo_runs import CONFIGS, overall_row, run, runs_folder
 
-from longrl.commands.main import main as run_command
 from longrl.evaluation.curves import find_metrics, read_metrics
-from longrl.evaluation.samples import RESULTS_FILE, TEST_FOLDER
 
-CONFIGS = ROOT / "configs" / "demo"
 MORE_FRAMES = ("--data.video.fps=1.0", "--data.video.min_frames=4", "--data.video.max_frames=128")
 """What the teacher sees, as configs/demo/distil has it."""
 PASSES = "train/teacher_passes_per_group"
@@ -39,11 +33,7 @@ PASSES = "train/teacher_passes_per_group"
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Runs all stages in a folder of its own; `--quick` takes few steps, to see that everything runs."""
     arguments = parse_arguments(__doc__ or "", argv)
-    folder = ROOT / "runs" / "distil"
-    if arguments.quick:
-        folder = Path(tempfile.mkdtemp(prefix="longrl_distil_"))
-    elif folder.exists():
-        shutil.rmtree(folder)
+    folder = runs_folder("distil", arguments.quick)
     num_train, num_eval = 600, 100
     steps: tuple[str, ...] = ()
     if arguments.quick:
@@ -53,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     # Stories for evaluation are drawn first: they are the same in both, and in neither's training.
     for name, count in (("data", num_train), ("teacher_data", 4 * num_train)):
         counts = (f"--num_train_videos={count}", f"--num_eval_videos={num_eval}")
-        stages.run("synthetic", f"--out={folder / name}", *counts, "--fps=2")
+        run("synthetic", f"--out={folder / name}", *counts, "--fps=2")
 
     base, sft, teacher = CONFIGS / "base", folder / "sft", folder / "teacher"
     stages.fit("sft", "sft.yaml", f"--model.init_from={base}")
@@ -88,7 +78,7 @@ class Stages:
         start = time.perf_counter()
         configs = (f"--config={CONFIGS / 'common.yaml'}", f"--config={CONFIGS / config}")
         train = f"--data.train={self.folder / data / 'train.jsonl'}"
-        self.run("fit", *configs, f"--run_dir={self.folder / name}", train, *options, *self.steps)
+        run("fit", *configs, f"--run_dir={self.folder / name}", train, *options, *self.steps)
         self.seconds[name] = time.perf_counter() - start
 
     def test(self, name: str, *options: str) -> Row:
@@ -96,23 +86,16 @@ class Stages:
         folder = self.folder / "evaluation" / name
         test = f"--data.test={self.folder / 'data' / 'eval.jsonl'}"
         weights = f"--model.init_from={self.folder / name}"
-        self.run("test", f"--config={CONFIGS / 'common.yaml'}", f"--run_dir={folder}", weights, test, *options)
-        (condition,) = json.loads((folder / TEST_FOLDER / RESULTS_FILE).read_text())["conditions"].values()
-        overall = condition["scores"]["overall"]
+        run("test", f"--config={CONFIGS / 'common.yaml'}", f"--run_dir={folder}", weights, test, *options)
         curves = read_metrics(find_metrics(self.folder / name))
         passes = curves.get(PASSES, {}).values()
         return {
             "method": name,
             "steps": len(curves["train/loss"]),
             "seconds": round(self.seconds[name], 1),
-            **{field: overall[field] for field in ("accuracy", "low", "high", "n")},
+            **overall_row(folder),
             "teacher_passes_per_group": round(statistics.fmean(passes), 3) if passes else 0,
         }
-
-    def run(self, *command: str) -> None:
-        """A command of longrl's, in this process."""
-        console.print(f"$ python -m longrl {shlex.join(command)}", soft_wrap=True, highlight=False)
-        run_command(list(command))
 
 
 if __name__ == "__main__":

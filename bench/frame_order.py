@@ -19,9 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,17 +27,16 @@ from random import Random
 from typing import Any
 
 import torch
-from common import ROOT, Row, console, parse_arguments, report
+from common import ROOT, Row, parse_arguments, report
+from demo_runs import CONFIGS, run, runs_folder
 from torch import Tensor
 
-from longrl.commands.main import main as run_command
 from longrl.evaluation.samples import SAMPLES_FILE
 from longrl.io.jsonl import read_jsonl, write_jsonl
 from longrl.rewards.options import with_options
 from longrl.testing.stories import LETTERS
 from longrl.testing.synthetic_videos import SyntheticConfig, make_records
 
-CONFIGS = ROOT / "configs" / "demo"
 METHODS: Mapping[str, Mapping[str, float] | None] = {
     "grpo": None,
     "t_grpo": {"bonus": 0.3, "ratio": 0.8},
@@ -79,13 +75,8 @@ QUICK = Sizes(train_videos=8, eval_videos=4, sft_rows=16, sft_steps=2, rl_steps=
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Runs all stages in a folder of its own; `--quick` takes few steps, to see that everything runs."""
     arguments = parse_arguments(__doc__ or "", argv)
-    folder = ROOT / "runs" / "frame_order"
-    sizes = FULL
-    if arguments.quick:
-        folder = Path(tempfile.mkdtemp(prefix="longrl_frame_order_"))
-        sizes = QUICK
-    elif folder.exists():
-        shutil.rmtree(folder)
+    folder = runs_folder("frame_order", arguments.quick)
+    sizes = QUICK if arguments.quick else FULL
     bench = Bench(folder, sizes)
     with contextlib.chdir(ROOT):  # the demo's files name its base from here
         bench.make_data()
@@ -126,7 +117,7 @@ class Bench:
         """Videos of the demo, and questions of this bench about them."""
         counts = {"num_train_videos": self.sizes.train_videos, "num_eval_videos": self.sizes.eval_videos}
         options = {**counts, "fps": 2, "seed": DATA_SEED}
-        _run("synthetic", f"--out={self.data}", *(f"--{name}={value}" for name, value in options.items()))
+        run("synthetic", f"--out={self.data}", *(f"--{name}={value}" for name, value in options.items()))
         records, clips = make_records(SyntheticConfig(**options))
         stories = {clip.path: [scene.name for scene in clip.story.scenes] for clip in clips}
         for split, rows in records.items():
@@ -174,7 +165,7 @@ class Bench:
         right = []
         for name in names:
             out = self.folder / "evaluation" / name
-            _run(
+            run(
                 "evaluate", "--policy=longrl.evaluation.local_policy.LocalPolicy", "--policy.init_args.device=cpu",
                 f"--policy.init_args.weights={self.folder / name}",
                 f"--policy.init_args.feature_cache_dir={self.folder / 'features'}",
@@ -216,7 +207,7 @@ class Bench:
     def _fit(self, name: str, config: str, *options: str) -> None:
         stage = f"--config={CONFIGS / config}"
         cached = f"--data.cached_media={self.sizes.train_videos}"
-        _run("fit", *self.common, stage, f"--run_dir={self.folder / name}", cached, *options)
+        run("fit", *self.common, stage, f"--run_dir={self.folder / name}", cached, *options)
 
 
 def about_order(row: Mapping[str, Any], objects: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
@@ -273,11 +264,6 @@ def bootstrap(values: Tensor) -> tuple[float, float, float]:
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
     beyond = min(float((means <= 0).double().mean()), float((means >= 0).double().mean()))
     return round(low, 4), round(high, 4), round(min(1.0, 2 * beyond), 4)
-
-
-def _run(*command: str) -> None:
-    console.print(f"$ python -m longrl {shlex.join(command)}", soft_wrap=True, highlight=False)
-    run_command(list(command))
 
 
 if __name__ == "__main__":

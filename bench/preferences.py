@@ -12,23 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
-import shlex
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import ROOT, Row, console, parse_arguments, report
+from common import ROOT, Row, parse_arguments, report
+from demo_runs import CONFIGS, overall_row, run, runs_folder
 
-from longrl.commands.main import main as run_command
 from longrl.evaluation.curves import find_metrics, read_metrics
-from longrl.evaluation.samples import RESULTS_FILE, TEST_FOLDER
 from longrl.io.jsonl import read_jsonl, write_jsonl
 
-CONFIGS = ROOT / "configs" / "demo"
 PREFERENCES = ROOT / "configs" / "preference"
 LOSSES = {
     "dpo": (),
@@ -58,13 +52,8 @@ QUICK = Sizes(8, 2, sft_steps=2, steps=2, answers=2, options=("--data.prompts_pe
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Runs all stages in a folder of its own; `--quick` takes few steps, to see that everything runs."""
     arguments = parse_arguments(__doc__ or "", argv)
-    folder = ROOT / "runs" / "preferences"
-    sizes = FULL
-    if arguments.quick:
-        folder = Path(tempfile.mkdtemp(prefix="longrl_preferences_"))
-        sizes = QUICK
-    elif folder.exists():
-        shutil.rmtree(folder)
+    folder = runs_folder("preferences", arguments.quick)
+    sizes = QUICK if arguments.quick else FULL
     bench = Bench(folder, sizes)
     with contextlib.chdir(ROOT):  # the demo's files name its base from here
         bench.make_data()
@@ -93,7 +82,7 @@ class Bench:
     def make_data(self) -> None:
         """Videos of the demo."""
         counts = [f"--num_train_videos={self.sizes.train_videos}", f"--num_eval_videos={self.sizes.eval_videos}"]
-        _run("synthetic", f"--out={self.folder / 'data'}", *counts, "--fps=2")
+        run("synthetic", f"--out={self.folder / 'data'}", *counts, "--fps=2")
 
     def cold_start(self) -> Row:
         """The SFT stage that all others begin from."""
@@ -104,14 +93,14 @@ class Bench:
         start = time.perf_counter()
         answers = self.folder / "answers"
         options = [f"--data.test={self.train_file}", f"--rollout.eval_sampling.num_generations={self.sizes.answers}"]
-        _run("predict", *self.common, f"--run_dir={answers}", f"--model.init_from={self.folder / 'sft'}", *options)
+        run("predict", *self.common, f"--run_dir={answers}", f"--model.init_from={self.folder / 'sft'}", *options)
         seconds = time.perf_counter() - start
         sources = [f"--run={answers}", f"--questions={self.train_file}"]
         if self.sizes is QUICK:
             self._records_of_any(sources)
         else:
-            _run("own-answers", *sources, f"--out={self._records('pairs')}", "--kind=pairs", "--per_question=4")
-            _run("own-answers", *sources, f"--out={self._records('sft')}", "--kind=sft", "--per_question=4")
+            run("own-answers", *sources, f"--out={self._records('pairs')}", "--kind=pairs", "--per_question=4")
+            run("own-answers", *sources, f"--out={self._records('sft')}", "--kind=sft", "--per_question=4")
         counts = {kind: len(read_jsonl(self._records(kind))) for kind in ("pairs", "sft")}
         questions = len(read_jsonl(self.train_file))
         return {"questions": questions, "answers": self.sizes.answers, "seconds": round(seconds, 1), **counts}
@@ -138,7 +127,7 @@ class Bench:
     def _records_of_any(self, sources: Sequence[str]) -> None:
         """Records of a model that has learned nothing yet: any answer is right, and the next one wrong."""
         out = self._records("sft")
-        _run("own-answers", *sources, f"--out={out}", "--kind=sft", "--right_from=0", "--wrong_below=0")
+        run("own-answers", *sources, f"--out={out}", "--kind=sft", "--right_from=0", "--wrong_below=0")
         records = read_jsonl(out)
         pairs = [one | {"rejected": other["chosen"] + " No."} for one, other in itertools.pairwise(records)]
         write_jsonl(self._records("pairs"), pairs)
@@ -150,11 +139,11 @@ class Bench:
     def _fit(self, name: str, config: str, train: Path, steps: int, *options: str) -> Row:
         """Trains a stage and asks what it has learned."""
         start = time.perf_counter()
-        run = self.folder / name
-        given = [f"--config={CONFIGS / config}", f"--run_dir={run}", f"--data.train={train}"]
+        run_dir = self.folder / name
+        given = [f"--config={CONFIGS / config}", f"--run_dir={run_dir}", f"--data.train={train}"]
         if name != "sft":
             given.append(f"--model.init_from={self.folder / 'sft'}")
-        _run("fit", *self.common, *given, f"--trainer.max_steps={steps}", *options)
+        run("fit", *self.common, *given, f"--trainer.max_steps={steps}", *options)
         seconds = time.perf_counter() - start
         return {"method": name, "steps": steps, "seconds": round(seconds, 1), **self._scores(name)}
 
@@ -162,15 +151,8 @@ class Bench:
         """Accuracy of a stage on held-out questions, with its interval of 95 % (Wilson)."""
         folder = self.folder / "evaluation" / name
         test = f"--data.test={self.folder / 'data' / 'eval.jsonl'}"
-        _run("test", *self.common, f"--run_dir={folder}", f"--model.init_from={self.folder / name}", test)
-        (condition,) = json.loads((folder / TEST_FOLDER / RESULTS_FILE).read_text())["conditions"].values()
-        overall = condition["scores"]["overall"]
-        return {field: overall[field] for field in ("accuracy", "low", "high", "n")}
-
-
-def _run(*command: str) -> None:
-    console.print(f"$ python -m longrl {shlex.join(command)}", soft_wrap=True, highlight=False)
-    run_command(list(command))
+        run("test", *self.common, f"--run_dir={folder}", f"--model.init_from={self.folder / name}", test)
+        return overall_row(folder)
 
 
 if __name__ == "__main__":

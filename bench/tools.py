@@ -15,32 +15,27 @@ against steps of as many tokens without (tool_steps.py).
 
 from __future__ import annotations
 
-import json
-import shlex
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, Row, console, parse_arguments, report
+from common import Row, parse_arguments, report
+from demo_runs import CONFIGS, overall_row, run, runs_folder, tested_scores
 from tool_steps import step_rows
 
-from longrl.commands.main import main as run_command
 from longrl.datamodules.rows.question_rows import longvideo_reason_row, make_rows
 from longrl.datamodules.rows.sources import media_root_of, read_records
 from longrl.evaluation.benchmark_report import cards
 from longrl.evaluation.curves import find_metrics, read_metrics
 from longrl.evaluation.report_page import Report, write_report
-from longrl.evaluation.samples import RESULTS_FILE, SAMPLES_FILE, TEST_FOLDER, read_samples
+from longrl.evaluation.samples import SAMPLES_FILE, TEST_FOLDER, read_samples
 from longrl.io.jsonl import read_jsonl
 from longrl.testing.needles import NeedleConfig, write_needle_base, write_needles
 from longrl.types import Row as Question
 
-CONFIGS = ROOT / "configs" / "demo"
 NUM_CARDS = 6
 NO_TOOLS = "--rollout.environment=null"
 
@@ -48,11 +43,7 @@ NO_TOOLS = "--rollout.environment=null"
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Runs all stages in a folder of its own; `--quick` takes few steps, to see that everything runs."""
     arguments = parse_arguments(__doc__ or "", argv)
-    folder = ROOT / "runs" / "tools"
-    if arguments.quick:
-        folder = Path(tempfile.mkdtemp(prefix="longrl_tools_"))
-    elif folder.exists():
-        shutil.rmtree(folder)
+    folder = runs_folder("tools", arguments.quick)
     config = NeedleConfig()
     steps: tuple[str, ...] = ()
     if arguments.quick:
@@ -97,19 +88,17 @@ class Stages:
         start = time.perf_counter()
         train = f"--data.train={self.folder / 'data' / data}.jsonl"
         stage = f"--config={CONFIGS / 'tools' / config}"
-        self._run("fit", *self.common, stage, f"--run_dir={self.folder / name}", train, *options, *self.steps)
+        run("fit", *self.common, stage, f"--run_dir={self.folder / name}", train, *options, *self.steps)
         self.seconds[name] = time.perf_counter() - start
 
     def test(self, name: str, *options: str) -> Row:
         """Asks a stage's weights the held-out questions."""
         folder = self.folder / "evaluation" / name
-        self._run("test", *self.common, f"--run_dir={folder}", f"--model.init_from={self.folder / name}", *options)
-        (condition,) = json.loads((folder / TEST_FOLDER / RESULTS_FILE).read_text())["conditions"].values()
-        self.scores[name] = condition["scores"]
-        overall = condition["scores"]["overall"]
+        run("test", *self.common, f"--run_dir={folder}", f"--model.init_from={self.folder / name}", *options)
+        self.scores[name] = tested_scores(folder)
         return {
             "stage": name,
-            **{field: overall[field] for field in ("accuracy", "low", "high", "n")},
+            **overall_row(folder),
             "calls_per_answer": calls_per_answer(folder / TEST_FOLDER / SAMPLES_FILE),
             "seconds": round(self.seconds[name], 1),
         }
@@ -133,10 +122,6 @@ class Stages:
             chance=0.25,
         )
         return write_report(self.folder, page)
-
-    def _run(self, *command: str) -> None:
-        console.print(f"$ python -m longrl {shlex.join(command)}", soft_wrap=True, highlight=False)
-        run_command(list(command))
 
 
 def calls_per_answer(samples: Path) -> float:

@@ -58,8 +58,8 @@ def test_runs_differ_in_staleness_alone_and_wait_as_long_as_their_metrics_say(sc
             lines = ["step,time/step,time/generate,rollout/cut_share", f"0,4,{waited},0.25", f"1,6,{waited},0.75"]
             (folder / "logs" / "version_0" / "metrics.csv").write_text("\n".join(lines) + "\n")
 
-    monkeypatch.setattr(script, "run_command", run)
-    monkeypatch.setattr(script.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "runs"))
+    monkeypatch.setattr("demo_runs.run_command", run)
+    monkeypatch.setattr("demo_runs.tempfile.mkdtemp", lambda prefix: str(tmp_path / "runs"))
     rows = script.main(["--quick", "--json", str(tmp_path / "out.json")])
 
     fits = [command for command in commands if option(command, "rollout.max_staleness")]

@@ -41,8 +41,8 @@ def test_both_ways_start_from_one_checkpoint_and_are_asked_alike(distil, tmp_pat
             table.writeheader()
             table.writerows({"step": step, "train/loss": 0.1, **passes} for step in range(3))
 
-    monkeypatch.setattr(distil, "run_command", run)
-    monkeypatch.setattr(distil.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "runs"))
+    monkeypatch.setattr("demo_runs.run_command", run)
+    monkeypatch.setattr("demo_runs.tempfile.mkdtemp", lambda prefix: str(tmp_path / "runs"))
     rows = distil.main(["--quick", "--json", str(tmp_path / "found.json")])
     assert [(row["method"], row["steps"], row["teacher_passes_per_group"]) for row in rows] == [
         ("rl", 3, 0), ("distil", 3, 1.0),

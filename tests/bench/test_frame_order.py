@@ -40,8 +40,8 @@ def test_methods_differ_in_the_bonus_alone_and_are_asked_alike(script, tmp_path,
             Path(option(command, "out")).mkdir(parents=True)
             write_jsonl(Path(option(command, "out")) / "samples.jsonl", lines)
 
-    monkeypatch.setattr(script, "run_command", run)
-    monkeypatch.setattr(script.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "runs"))
+    monkeypatch.setattr("demo_runs.run_command", run)
+    monkeypatch.setattr("demo_runs.tempfile.mkdtemp", lambda prefix: str(tmp_path / "runs"))
     rows = script.main(["--quick", "--json", str(tmp_path / "out.json")])
 
     fits = [command for command in commands if command[0] == "fit"][1:]

@@ -33,7 +33,7 @@ def test_methods_begin_from_one_cold_start_and_are_asked_alike(bench, tmp_path, 
             scores = {"overall": {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 9}}
             (folder / "results.json").write_text(json.dumps({"conditions": {"": {"scores": scores}}}))
 
-    monkeypatch.setattr(bench, "run_command", run)
+    monkeypatch.setattr("demo_runs.run_command", run)
     made = bench.Bench(tmp_path, bench.FULL)
     (tmp_path / "data").mkdir()
     made.train_file.write_text('{"problem": "Which?"}\n' * 4)

@@ -32,7 +32,7 @@ def test_stages_are_trained_one_from_the_other_and_asked_alike(bench, tmp_path, 
             lines = [{"turns": [[{"calls": [{}, {}]}, {"calls": []}]]}, {"turns": [[{"calls": []}]]}, {}]
             (folder / "test" / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    monkeypatch.setattr(tools, "run_command", run)
+    monkeypatch.setattr("demo_runs.run_command", run)
     stages = tools.Stages(tmp_path, ("--trainer.max_steps=2",))
     stages.fit("rl", "grpo.yaml", "train", "--model.init_from=x", tools.NO_TOOLS)
     row = stages.test("rl")
