@@ -1,13 +1,11 @@
 """The bench of rollouts beside the update: which commands it runs, and what it reads of them."""
 
-import importlib
 import json
 from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).resolve().parents[2] / "bench"
-
+from tests.bench.stand_ins import option, write_scores
 
 PACES = []
 """Of the servers that were started."""
@@ -31,15 +29,10 @@ class Servers:
 
 
 @pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(BENCH)
-    script = importlib.import_module("asynchronous")
+def script(import_bench, monkeypatch):
+    script = import_bench("asynchronous")
     monkeypatch.setattr(script, "EngineServers", Servers)
     return script
-
-
-def option(command, name):
-    return next((word.partition("=")[2] for word in command if word.startswith(f"--{name}=")), None)
 
 
 def test_runs_differ_in_staleness_alone_and_wait_as_long_as_their_metrics_say(script, tmp_path, monkeypatch):
@@ -49,9 +42,7 @@ def test_runs_differ_in_staleness_alone_and_wait_as_long_as_their_metrics_say(sc
         commands.append(command)
         folder = Path(option(command, "run_dir") or tmp_path)
         if command[0] == "test":
-            (folder / "test").mkdir(parents=True)
-            scores = {"overall": {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 9}}
-            (folder / "test" / "results.json").write_text(json.dumps({"conditions": {"": {"scores": scores}}}))
+            write_scores(command)
         elif option(command, "rollout.max_staleness"):
             waited = {"0": 3, "1": 2, "2": 1}[option(command, "rollout.max_staleness")]
             (folder / "logs" / "version_0").mkdir(parents=True)

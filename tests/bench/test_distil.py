@@ -1,23 +1,17 @@
 """The bench of distillation: which commands it runs, and what it reads of them."""
 
 import csv
-import importlib
 import json
 from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).resolve().parents[2] / "bench"
+from tests.bench.stand_ins import option, write_scores
 
 
 @pytest.fixture
-def distil(monkeypatch):
-    monkeypatch.syspath_prepend(BENCH)
-    return importlib.import_module("distil")
-
-
-def value_of(command, option):
-    return next(word for word in command if word.startswith(f"{option}=")).partition("=")[2]
+def distil(import_bench):
+    return import_bench("distil")
 
 
 def test_both_ways_start_from_one_checkpoint_and_are_asked_alike(distil, tmp_path, monkeypatch):
@@ -27,11 +21,9 @@ def test_both_ways_start_from_one_checkpoint_and_are_asked_alike(distil, tmp_pat
         commands.append(command)
         if command[0] == "synthetic":
             return
-        folder = Path(value_of(command, "--run_dir"))
+        folder = Path(option(command, "run_dir"))
         if command[0] == "test":
-            (folder / "test").mkdir(parents=True)
-            scores = {"overall": {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 9}}
-            (folder / "test" / "results.json").write_text(json.dumps({"conditions": {"": {"scores": scores}}}))
+            write_scores(command)
             return
         path = folder / "logs" / "version_0" / "metrics.csv"
         path.parent.mkdir(parents=True)
@@ -52,15 +44,15 @@ def test_both_ways_start_from_one_checkpoint_and_are_asked_alike(distil, tmp_pat
     found = json.loads((tmp_path / "found.json").read_text())
     assert [row["method"] for row in found["before"]] == ["sft", "teacher_sft", "teacher"]
 
-    by_name = {Path(value_of(one, "--run_dir")).name: one for one in commands if one[0] == "fit"}
+    by_name = {Path(option(one, "run_dir")).name: one for one in commands if one[0] == "fit"}
     assert list(by_name) == ["sft", "teacher_sft", "teacher", "rl", "distil"]
     assert by_name["teacher"].index("--trainer.max_steps=60") < by_name["teacher"].index("--trainer.max_steps=2")
     assert {*distil.MORE_FRAMES} <= {*by_name["teacher"]}
     sft = str(tmp_path / "runs" / "sft")
-    assert value_of(by_name["rl"], "--model.init_from") == value_of(by_name["distil"], "--model.init_from") == sft
-    assert value_of(by_name["distil"], "--model.teacher.init_args.init_from") == str(tmp_path / "runs" / "teacher")
-    tests = {Path(value_of(one, "--run_dir")).name: one for one in commands if one[0] == "test"}
-    more = [option for option in distil.MORE_FRAMES if option in tests["distil"]]
+    assert option(by_name["rl"], "model.init_from") == option(by_name["distil"], "model.init_from") == sft
+    assert option(by_name["distil"], "model.teacher.init_args.init_from") == str(tmp_path / "runs" / "teacher")
+    tests = {Path(option(one, "run_dir")).name: one for one in commands if one[0] == "test"}
+    more = [flag for flag in distil.MORE_FRAMES if flag in tests["distil"]]
     assert not more
     assert {*distil.MORE_FRAMES} <= {*tests["teacher"]}
 

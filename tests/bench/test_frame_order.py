@@ -1,6 +1,5 @@
 """The bench of T-GRPO: its questions, how its runs differ, and how sure it says that it is."""
 
-import importlib
 import json
 import random
 from pathlib import Path
@@ -10,19 +9,14 @@ import torch
 
 from longrl.io.jsonl import write_jsonl
 from longrl.testing.synthetic_videos import SyntheticConfig, make_records
+from tests.bench.stand_ins import option
 
-BENCH = Path(__file__).resolve().parents[2] / "bench"
 OWN = ("--run_dir", "--data.seed", "--rollout.seed", "--rollout.frame_order")
 
 
 @pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(BENCH)
-    return importlib.import_module("frame_order")
-
-
-def option(command, name):
-    return next((word.partition("=")[2] for word in command if word.startswith(f"--{name}=")), None)
+def script(import_bench):
+    return import_bench("frame_order")
 
 
 def test_methods_differ_in_the_bonus_alone_and_are_asked_alike(script, tmp_path, monkeypatch):

@@ -1,23 +1,16 @@
 """The bench of preferences: which commands it runs, and what it reads of them."""
 
 import csv
-import importlib
-import json
 from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).resolve().parents[2] / "bench"
+from tests.bench.stand_ins import option, write_scores
 
 
 @pytest.fixture
-def bench(monkeypatch):
-    monkeypatch.syspath_prepend(BENCH)
-    return importlib.import_module("preferences")
-
-
-def option(command, name):
-    return next(word for word in command if word.startswith(f"--{name}=")).partition("=")[2]
+def bench(import_bench):
+    return import_bench("preferences")
 
 
 def test_methods_begin_from_one_cold_start_and_are_asked_alike(bench, tmp_path, monkeypatch):
@@ -28,10 +21,7 @@ def test_methods_begin_from_one_cold_start_and_are_asked_alike(bench, tmp_path, 
         if command[0] == "own-answers":
             Path(option(command, "out")).write_text('{"chosen": "A"}\n' * 3)
         if command[0] == "test":
-            folder = Path(option(command, "run_dir")) / "test"
-            folder.mkdir(parents=True)
-            scores = {"overall": {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 9}}
-            (folder / "results.json").write_text(json.dumps({"conditions": {"": {"scores": scores}}}))
+            write_scores(command)
 
     monkeypatch.setattr("demo_runs.run_command", run)
     made = bench.Bench(tmp_path, bench.FULL)

@@ -1,36 +1,25 @@
 """The bench of tools: which commands it runs, what it reads of them; and steps with and without tools."""
 
 import csv
-import importlib
 import json
-from pathlib import Path
 
 import pytest
 
 from longrl.testing.needles import NeedleConfig, write_needle_base, write_needles
-
-BENCH = Path(__file__).resolve().parents[2] / "bench"
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    monkeypatch.syspath_prepend(BENCH)
-    return importlib.import_module
+from tests.bench.stand_ins import write_scores
+from tests.runs import ROOT
 
 
-def test_stages_are_trained_one_from_the_other_and_asked_alike(bench, tmp_path, monkeypatch):
-    tools = bench("tools")
+def test_stages_are_trained_one_from_the_other_and_asked_alike(import_bench, tmp_path, monkeypatch):
+    tools = import_bench("tools")
     commands = []
 
     def run(command):
         commands.append(command)
-        folder = Path(next(word for word in command if word.startswith("--run_dir=")).partition("=")[2])
         if command[0] == "test":
-            (folder / "test").mkdir(parents=True)
-            scores = {"overall": {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 9}}
-            (folder / "test" / "results.json").write_text(json.dumps({"conditions": {"": {"scores": scores}}}))
+            folder = write_scores(command)
             lines = [{"turns": [[{"calls": [{}, {}]}, {"calls": []}]]}, {"turns": [[{"calls": []}]]}, {}]
-            (folder / "test" / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     monkeypatch.setattr("demo_runs.run_command", run)
     stages = tools.Stages(tmp_path, ("--trainer.max_steps=2",))
@@ -45,8 +34,8 @@ def test_stages_are_trained_one_from_the_other_and_asked_alike(bench, tmp_path, 
     assert (row["stage"], row["accuracy"], row["n"], row["calls_per_answer"]) == ("rl", 0.5, 9, 0.667)
 
 
-def test_the_curve_has_calls_and_rewards_of_every_step(bench, tmp_path):
-    tools = bench("tools")
+def test_the_curve_has_calls_and_rewards_of_every_step(import_bench, tmp_path):
+    tools = import_bench("tools")
     path = tmp_path / "logs" / "version_0" / "metrics.csv"
     path.parent.mkdir(parents=True)
     with path.open("w") as file:
@@ -59,10 +48,10 @@ def test_the_curve_has_calls_and_rewards_of_every_step(bench, tmp_path):
 
 
 @pytest.mark.slow
-def test_steps_with_and_without_tools_have_as_many_tokens(bench, tmp_path, monkeypatch):
-    steps = bench("tool_steps")
+def test_steps_with_and_without_tools_have_as_many_tokens(import_bench, tmp_path, monkeypatch):
+    steps = import_bench("tool_steps")
     write_needles(tmp_path / "data", NeedleConfig(num_train_videos=2, num_eval_videos=0, size=56))
-    write_needle_base(BENCH.parent / "configs" / "demo" / "base", tmp_path / "base")
+    write_needle_base(ROOT / "configs" / "demo" / "base", tmp_path / "base")
     monkeypatch.setattr(steps, "MAX_TOKENS", 24)
     monkeypatch.setattr(steps, "TURN_TOKENS", 8)
     monkeypatch.setattr(steps, "NUM_GENERATIONS", 2)
