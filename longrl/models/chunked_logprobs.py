@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from longrl.models.teacher_targets import TeacherSpan, TeacherTargets, head_logits, span_divergence
+from longrl.models.teacher_targets import TeacherSpan, TeacherTargets, head_logits, row_chunks, span_divergence
 
 MAX_LOGITS = 1 << 26
 """Logits held at a time: 64M, 256 MiB in float32."""
@@ -57,8 +57,8 @@ def chunked_scores(
     logps = [none]
     entropies = [none]
     divergences = [none]
-    cuts = teacher or TeacherTargets((), lambda policy, teacher: policy, 1.0)
-    for rows, span in cuts.chunks(len(targets), weight.shape[0], max_logits):
+    spans = () if teacher is None else teacher.spans
+    for rows, span in row_chunks(spans, len(targets), weight.shape[0], max_logits):
         local = hidden[rows]
         logp, entropy, divergence = checkpoint(
             _score, local, weight, targets[rows], *options, span, teacher, use_reentrant=False
@@ -68,20 +68,6 @@ def chunked_scores(
         divergences.append(torch.zeros_like(logp) if divergence is None else divergence)
     distances = None if teacher is None else torch.cat(divergences)
     return RowScores(torch.cat(logps), torch.cat(entropies), distances)
-
-
-def chunked_logprobs(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    temperature: float = 1.0,
-    max_logits: int = MAX_LOGITS,
-    fp32: bool = False,
-    entropy_gradient: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """([R] log-probabilities, [R] entropies) of `chunked_scores`, whose arguments it takes."""
-    scores = chunked_scores(hidden, weight, targets, temperature, max_logits, fp32, entropy_gradient)
-    return scores.logp, scores.entropy
 
 
 def _score(

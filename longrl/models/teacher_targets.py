@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -85,30 +85,34 @@ class TeacherTargets:
                 spans.append(replace(part, start=start - rows.start))
         return replace(self, spans=tuple(spans))
 
-    def chunks(self, num_rows: int, vocabulary: int, max_logits: int) -> list[tuple[slice, TeacherSpan | None]]:
-        """Slices of the rows, each of one teacher or of none, of which policy and teacher have `max_logits` logits.
 
-        Args:
-            num_rows: R.
-            vocabulary: rows of the policy's head.
-            max_logits: of both together; a row is the least there is.
-        """
-        edges = {0, max(num_rows, 1)}  # also without rows there is a slice, for a rank's gradients to be zeros
-        of_row = {}
-        for span in self.spans:
-            edges |= {span.start, span.stop}
-            of_row[span.start] = span
-        chunks: list[tuple[slice, TeacherSpan | None]] = []
-        for first, last in itertools.pairwise(sorted(edges)):
-            whole = of_row.get(first)
-            width = vocabulary
-            if whole is not None:
-                width *= 2  # further distributions of the chunk: the teacher's, or the policy's without its likeliest
-            step = max(1, max_logits // width)
-            for start in range(first, last, step):
-                stop = min(start + step, last)
-                chunks.append((slice(start, stop), None if whole is None else whole.part(start, stop)))
-        return chunks
+def row_chunks(
+    spans: Sequence[TeacherSpan], num_rows: int, vocabulary: int, max_logits: int
+) -> list[tuple[slice, TeacherSpan | None]]:
+    """Slices of the rows, each of one teacher or of none, of which policy and teacher have `max_logits` logits.
+
+    Args:
+        spans: rows that have a teacher, in their order.
+        num_rows: R.
+        vocabulary: rows of the policy's head.
+        max_logits: of both together; a row is the least there is.
+    """
+    edges = {0, max(num_rows, 1)}  # also without rows there is a slice, for a rank's gradients to be zeros
+    of_row = {}
+    for span in spans:
+        edges |= {span.start, span.stop}
+        of_row[span.start] = span
+    chunks: list[tuple[slice, TeacherSpan | None]] = []
+    for first, last in itertools.pairwise(sorted(edges)):
+        whole = of_row.get(first)
+        width = vocabulary
+        if whole is not None:
+            width *= 2  # further distributions of the chunk: the teacher's, or the policy's without its likeliest
+        step = max(1, max_logits // width)
+        for start in range(first, last, step):
+            stop = min(start + step, last)
+            chunks.append((slice(start, stop), None if whole is None else whole.part(start, stop)))
+    return chunks
 
 
 def span_divergence(

@@ -33,3 +33,18 @@ def over_ranks() -> Callable[[Run, Sequence[Any]], list[Any]]:
             return list(pool.map(on_rank, range(len(parts))))
 
     return run_all
+
+
+@pytest.fixture(scope="session")
+def scattered_completions() -> Callable[[Sequence[int], int], tuple[torch.Tensor, ...]]:
+    """Completions whose tokens lie in any order: index, logp (with gradient) and old [R], advantages and weights [C]."""
+
+    def draw(lengths: Sequence[int], seed: int) -> tuple[torch.Tensor, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        index = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+        index = index[torch.randperm(len(index), generator=generator)]
+        logp, old = torch.randn(2, len(index), dtype=torch.float64, generator=generator) / 2
+        advantages, weights = torch.randn(2, len(lengths), dtype=torch.float64, generator=generator)
+        return index, logp.requires_grad_(), old, advantages, weights
+
+    return draw

@@ -221,14 +221,9 @@ def test_the_sequence_ratio_is_the_geometric_mean_over_the_completion_whatever_t
     high=st.sampled_from([0.1, 0.4, 5.0]),
 )
 def test_the_stop_gradient_form_equals_plain_gspo_where_completions_share_advantage_and_weight(
-    lengths, seed, low, high
+    scattered_completions, lengths, seed, low, high
 ):
-    generator = torch.Generator().manual_seed(seed)
-    index = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    index = index[torch.randperm(len(index), generator=generator)]
-    logp, old = torch.randn(2, len(index), dtype=torch.float64, generator=generator) / 2
-    advantages, weights = torch.randn(2, len(lengths), dtype=torch.float64, generator=generator)
-    logp.requires_grad_()
+    index, logp, old, advantages, weights = scattered_completions(lengths, seed)
 
     plain = torch.zeros((), dtype=torch.float64)  # eq. 5: sum over completions of weight * |y| * -min(s A, clip(s) A)
     for i, length in enumerate(lengths):

@@ -67,15 +67,10 @@ def test_gmpo_clips_the_tokens_and_then_takes_their_geometric_mean():
     high=st.sampled_from([0.1, 0.4, 5.0]),
 )
 def test_the_stop_gradient_form_equals_plain_gmpo_where_completions_share_advantage_and_weight(
-    lengths, seed, low, high
+    scattered_completions, lengths, seed, low, high
 ):
     """Sum over completions of w * |y| * -A * exp(mean(sign * min(sign * x, sign * clip(x)))), x = log rho."""
-    generator = torch.Generator().manual_seed(seed)
-    index = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    index = index[torch.randperm(len(index), generator=generator)]
-    logp, old = torch.randn(2, len(index), dtype=torch.float64, generator=generator) / 2
-    advantages, weights = torch.randn(2, len(lengths), dtype=torch.float64, generator=generator)
-    logp.requires_grad_()
+    index, logp, old, advantages, weights = scattered_completions(lengths, seed)
 
     plain = torch.zeros((), dtype=torch.float64)
     for i, length in enumerate(lengths):

@@ -3,7 +3,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from longrl.algorithms import Distillation
-from longrl.models.chunked_logprobs import chunked_logprobs, chunked_scores
+from longrl.models.chunked_logprobs import chunked_scores
 from longrl.models.kept_distributions import KeptDistributions
 from longrl.models.teacher_targets import TeacherScores, TeacherSpan, TeacherTargets
 
@@ -15,7 +15,7 @@ def test_slices_equal_one_float64_log_softmax_with_gradients(temperature, max_lo
     hidden = torch.randn(9, 5, requires_grad=True)
     weight = torch.randn(11, 5, requires_grad=True)
     targets = torch.randint(0, 11, (9,))
-    logp, entropy = chunked_logprobs(hidden, weight, targets, temperature, max_logits)
+    logp, entropy, _ = chunked_scores(hidden, weight, targets, temperature, max_logits)
     rows = torch.log_softmax((hidden.double() @ weight.double().T) / temperature, -1)
     torch.testing.assert_close(logp.double(), rows[range(9), targets], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(entropy.double(), -(rows.exp() * rows).sum(-1), rtol=1e-5, atol=1e-6)
@@ -34,8 +34,8 @@ def test_an_lm_head_in_float32_gives_what_computing_in_float32_gives(autocast):
     weight = torch.randn(50, 64, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.randint(0, 50, (9,))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        logp, _ = chunked_logprobs(hidden, weight, targets, max_logits=150, fp32=True)
-        rounded, _ = chunked_logprobs(hidden, weight, targets, max_logits=150)
+        logp, _, _ = chunked_scores(hidden, weight, targets, max_logits=150, fp32=True)
+        rounded, _, _ = chunked_scores(hidden, weight, targets, max_logits=150)
     exact_hidden, exact_weight = (each.detach().float().requires_grad_() for each in (hidden, weight))
     exact = torch.log_softmax(exact_hidden @ exact_weight.T, -1)[range(9), targets]
     torch.testing.assert_close(logp, exact, rtol=1e-6, atol=1e-5)
@@ -47,14 +47,14 @@ def test_an_lm_head_in_float32_gives_what_computing_in_float32_gives(autocast):
 
 
 def test_no_rows_give_empty_tensors():
-    logp, entropy = chunked_logprobs(torch.zeros(0, 5), torch.zeros(11, 5), torch.zeros(0, dtype=torch.int64))
+    logp, entropy, _ = chunked_scores(torch.zeros(0, 5), torch.zeros(11, 5), torch.zeros(0, dtype=torch.int64))
     assert logp.shape == entropy.shape == (0,)
 
 
 def test_temperature_zero_scores_like_one():
     torch.manual_seed(0)
     hidden, weight, targets = torch.randn(3, 5), torch.randn(11, 5), torch.tensor([1, 2, 3])
-    assert torch.equal(*(chunked_logprobs(hidden, weight, targets, t)[0] for t in (0.0, 1.0)))
+    assert torch.equal(*(chunked_scores(hidden, weight, targets, t)[0] for t in (0.0, 1.0)))
 
 
 # ---- entropies with a gradient ----
@@ -67,7 +67,7 @@ def test_entropies_carry_the_gradient_of_a_dense_one_if_asked(temperature, max_l
     hidden = torch.randn(9, 5, requires_grad=True)
     weight = torch.randn(11, 5, requires_grad=True)
     targets = torch.randint(0, 11, (9,))
-    _, entropy = chunked_logprobs(hidden, weight, targets, temperature, max_logits, entropy_gradient=True)
+    _, entropy, _ = chunked_scores(hidden, weight, targets, temperature, max_logits, entropy_gradient=True)
     exact_hidden, exact_weight = (each.detach().double().requires_grad_() for each in (hidden, weight))
     rows = torch.log_softmax((exact_hidden @ exact_weight.T) / temperature, -1)
     coefficients = torch.linspace(-1, 2, 9)
