@@ -37,7 +37,7 @@ def over_ranks() -> Callable[[Run, Sequence[Any]], list[Any]]:
 
 @pytest.fixture(scope="session")
 def scattered_completions() -> Callable[[Sequence[int], int], tuple[torch.Tensor, ...]]:
-    """Completions whose tokens lie in any order: index, logp (with gradient) and old [R], advantages and weights [C]."""
+    """Completions whose tokens lie in any order: index, logp (with gradient), old [R], advantages, weights [C]."""
 
     def draw(lengths: Sequence[int], seed: int) -> tuple[torch.Tensor, ...]:
         generator = torch.Generator().manual_seed(seed)
