@@ -300,19 +300,17 @@ def test_turns_that_are_cut_keep_their_tokens_and_others_go_on(in_step):
     """By any weights of the run; what comes after a cut is not cut, nor what another one asked."""
     family, remote, model, prompts, features = in_step
     prompt = next(prompt for prompt in prompts if prompt.media)
-    sampling = SamplingParams(3, 1200)
-    ((ended, later, others),) = begin([prompt], sampling, max_turns=1)
+    sampling = SamplingParams(4, 1200)
+    ((ended, beside, later, others),) = begin([prompt], sampling, max_turns=1)
     request = turn_request(family, ended, features)
     params = turn_arguments(family, ended, sampling, 5, 2048) | {"stop_token_ids": []}
     with remote.continuous_requests() as requests, remote.continuous_requests() as apart:
         apart.add(others, request, params)
-        delay_s = 0.5
-        for _ in range(12):  # a machine with other work begins late and ends late
-            requests.add(ended, request, params)
-            ((trajectory, turn),) = cut_after(requests, delay_s)
-            if turn["finish_reason"] == "cut" and turn["token_ids"]:
-                break
-            delay_s *= 1.5 if turn["finish_reason"] == "cut" else 0.7
+        requests.add(ended, request, params)
+        requests.add(beside, request, params | {"max_tokens": 20})
+        ((first, _),) = requests.finished([])  # so the other one, which began before it, is under way
+        assert first is beside
+        ((trajectory, turn),) = cut(requests)
         assert (trajectory, turn["finish_reason"], turn["version"]) == (ended, "cut", 1000)
         assert 0 < len(turn["token_ids"]) == len(turn["logprobs"]) < 1200
         requests.add(later, request, params | {"max_tokens": 5})
@@ -326,9 +324,8 @@ def test_turns_that_are_cut_keep_their_tokens_and_others_go_on(in_step):
     assert gap(family, model, [prompt], features, [[part]]) < 1e-4
 
 
-def cut_after(requests, seconds):
-    """The turns that are under way, as far as they have come by then."""
-    time.sleep(seconds)
+def cut(requests):
+    """The turns that are under way, as far as they have come."""
     deadline = time.monotonic() + 60
     found = []
     while requests.num_pending:
