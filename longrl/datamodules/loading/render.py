@@ -271,7 +271,7 @@ class RowRenderer:
         are none of it.
         """
         identity = {
-            "video": asdict(self.video),
+            "video": self.video.identity(),
             "question_template": self.question_template,
             "blind": self.blind,
             "subtitles": asdict(self.subtitles),

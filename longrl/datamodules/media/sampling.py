@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,6 +39,11 @@ class VideoSampling:
     torn: Literal["skip", "keep"] = "skip"
     """What becomes of a video whose file was cut off, as half a download: its row is skipped and listed, or what is
     there is sampled as a shorter video, as other harnesses do; then the row is listed as used in part."""
+    decoder: Literal["pyav"] = "pyav"
+    """What turns packets into pixels. Which frames there are, and when, PyAV says whatever decodes them."""
+    at_s: tuple[float, ...] | None = None
+    """Only the frames on show at these increasing seconds from the first frame on, whatever the rate: what a selection
+    has found for one question, in `span_s` if there is one."""
 
     def __post_init__(self) -> None:
         if (self.fps is None) == (self.num_frames is None):
@@ -74,6 +79,13 @@ class VideoSampling:
             )
         if self.span_s is not None and not 0 <= self.span_s[0] < self.span_s[1]:
             raise ValueError(f"span_s must be two increasing seconds from 0 on, got {self.span_s}")
+        if self.at_s is not None and (not self.at_s or self.at_s[0] < 0 or any(np.diff(self.at_s) <= 0)):
+            raise ValueError(f"at_s must be increasing seconds from 0 on, at least one, got {self.at_s}")
+
+    def identity(self) -> dict[str, Any]:
+        """All fields by name, but for later ones that have their default: stored answers are found by it."""
+        later = {"decoder": "pyav", "at_s": None}
+        return {name: value for name, value in asdict(self).items() if later.get(name, self) != value}
 
 
 def sample_indices(starts: Sequence[float] | NDArray[np.float64], end_s: float, sampling: VideoSampling) -> list[int]:
@@ -92,6 +104,9 @@ def sample_indices(starts: Sequence[float] | NDArray[np.float64], end_s: float, 
         Increasing indices without repeats.
     """
     times = np.asarray(starts, dtype=np.float64)
+    if sampling.at_s is not None:  # the millionth: a frame's own time leads to it, however it was rounded
+        shown = np.searchsorted(times - times[0], np.asarray(sampling.at_s) + 1e-6, side="right") - 1
+        return np.unique(shown).tolist()
     # A span is sampled as a video of its own.
     if sampling.span_s is not None:
         first, last_s = sampling.span_s

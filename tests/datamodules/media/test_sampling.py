@@ -197,3 +197,19 @@ def test_a_multiple_divides_the_number_of_frames_while_there_are_as_many(count, 
         indices = sample_indices(np.arange(count) / fps, count / fps, sampling)
         assert indices == sorted(set(indices))
         assert len(indices) % step == 0 or len(indices) == count < step
+
+
+def test_a_frame_is_found_by_its_own_time_and_each_once():
+    starts = np.arange(1000) / 29.97 + 0.733
+    for index in range(1000):
+        sampling = VideoSampling(at_s=(float(starts[index] - starts[0]),), span_s=(3.0, 4.0))
+        assert sample_indices(starts, 40.0, sampling) == [index]
+    assert sample_indices(starts, 40.0, VideoSampling(at_s=(0.0, 0.01, 0.05, 1e9))) == [0, 1, 999]
+    for wrong in ((), (-1.0,), (2.0, 1.0), (1.0, 1.0)):
+        with pytest.raises(ValueError, match="at_s must be increasing seconds from 0 on, at least one, got"):
+            VideoSampling(at_s=wrong)
+
+
+def test_answers_stored_before_there_were_decoders_and_selections_are_found():
+    assert not {"decoder", "at_s"} & VideoSampling().identity().keys()
+    assert VideoSampling(at_s=(1.0,)).identity()["at_s"] == (1.0,)
