@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import av
 import torch
 
+from longrl.datamodules.loading.interleaved_frames import check_one_video, interleaved_text, single_frames
 from longrl.datamodules.loading.prompt_lengths import check_characters, check_length
 from longrl.datamodules.loading.row_marks import video_of
 from longrl.datamodules.loading.shown_media import ordered_media, without_media
@@ -117,6 +119,14 @@ class RowRenderer:
     _checked: set[str] = field(default_factory=set, repr=False)
     """Keys of videos too large to hold that were decoded once without an error."""
 
+    def __post_init__(self) -> None:
+        if self.subtitles.lays_out_frames and (self.shuffle_frames or self.family.use_audio_in_video):
+            option = "data.shuffle_frames (or --shuffled_baseline)" if self.shuffle_frames else "use_audio_in_video"
+            raise ValueError(
+                f"data.subtitles.lines=interleaved shows a video as single images, and {option}=true is of videos; set "
+                "one of them to another value"
+            )
+
     @property
     def families(self) -> list[RendersPrompts]:
         """The policy's, and those of teachers that read other prompts."""
@@ -168,9 +178,10 @@ class RowRenderer:
         for kind, path in ordered_media(shown):
             has_track = kind == "video" and self.family.use_audio_in_video
             tracks = [self._sound_track(path, sampling)] if has_track else []
-            item = self._read(kind, path, sampling)
-            media += [item, *tracks]
-            if isinstance(item, Frames) and item.missing_s:
+            laid_out = kind == "video" and self.subtitles.lays_out_frames
+            read = self._single_frames(shown, path, sampling) if laid_out else [self._read(kind, path, sampling)]
+            media += [*read, *tracks]
+            if isinstance(read[0], Frames) and read[0].missing_s:
                 torn.append(path)
 
         # 4. Token ids, at most so many.
@@ -219,8 +230,12 @@ class RowRenderer:
                 videos = [item for item in media if isinstance(item, Frames) and item.kind == "video"]
             for path in subtitle_files(shown, self.subtitles.source) if self.subtitles.source == "record" else ():
                 self.remote.roots.check(path)
-            lines = subtitle_text(shown, self.subtitles, videos)
-            subtitles = chat.declared_and_tags.sub(break_token, lines)
+            as_text = functools.partial(chat.declared_and_tags.sub, break_token)
+            if self.subtitles.lays_out_frames and media:
+                images = [item for item in media if isinstance(item, Frames)]
+                subtitles = interleaved_text(shown, self.subtitles, images, as_text)
+            else:
+                subtitles = as_text(subtitle_text(shown, self.subtitles, videos))
         told = self._told(shown) if self.tells_answer else {}
         return fill_template(self.question_template, problem=question, subtitles=subtitles, **told)
 
@@ -274,7 +289,7 @@ class RowRenderer:
             "video": self.video.identity(),
             "question_template": self.question_template,
             "blind": self.blind,
-            "subtitles": asdict(self.subtitles),
+            "subtitles": self.subtitles.identity(),
             "decoder": f"PyAV {av.__version__}",
             "pixel_rules": PIXEL_RULES,
         }
@@ -315,6 +330,14 @@ class RowRenderer:
         sound = self._read("audio", path, sampling)
         assert isinstance(sound, AudioClip)
         return replace(sound, is_video_track=True)
+
+    def _single_frames(self, row: Row, path: str, sampling: VideoSampling) -> list[Frames]:
+        """The frames of a row's only video as images, between which its subtitles stand."""
+        check_one_video(row)
+        self.remote.roots.check(path)
+        local = self.remote.local_path(path) if "://" in path else path
+        reader = open_video(local, sampling, remote=self.remote, limits=self.decoding.media)
+        return single_frames(reader, self.decoding, self.shard)
 
     def _read(self, kind: MediaKind, path: str, sampling: VideoSampling) -> Frames | AudioClip:
         """A file as the family reads it, kept for the next rows that show it."""
