@@ -43,7 +43,7 @@ def video_mme_v2(rows: Sequence[Row], correct: Sequence[float]) -> float:
     if kind != "logic":
         raise ValueError(f"row {rows[-1].id!r}: group_type must be relevance or logic, got {kind!r}; correct it")
     structure = _structure(about.get("group_structure"), rows[-1].id)
-    steps = (right + [False]).index(False)
+    steps = [*right, False].index(False)
     if structure == "[1, [2, 3], 4]" and steps == 1:
         steps += right[2]
     if structure == "[[1, 2], 3, 4]" and steps == 0:

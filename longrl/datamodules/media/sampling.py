@@ -29,11 +29,11 @@ class VideoSampling:
     """Longer videos are sampled more thinly."""
     span_s: tuple[float, float] | None = None
     """Only what is on show between these seconds of a video; a row's `metadata["span_s"]` takes its place."""
-    moments: Literal["middles", "ends", "inner", "starts"] = "middles"
+    moments: Literal["middles", "ends", "inner", "whole_steps"] = "middles"
     """Frames on show at the middles of equal spans of time, or frames at equal steps of their number: of `ends` one is
     the first and one the last, `linspace(0, N - 1, n)`, as lmms-eval, VILA and Qwen sample; of `inner` neither is,
-    `int(i N / (n + 1))` for i from 1 to n, as VLMEvalKit and Video-MME-v2 do; `starts` begins with the first and has
-    whole steps, `int(N / n) i`, as LongVideoBench does."""
+    `int(i N / (n + 1))` for i from 1 to n, as VLMEvalKit and Video-MME-v2 do; `whole_steps` begin with the first,
+    `int(N / n) i`, as LongVideoBench's do."""
     rounding: Literal["down", "nearest"] = "down"
     """Of `ends`, where a step falls between two frames: the earlier (lmms-eval, VILA) or the nearer one (Qwen)."""
     multiple_of: int = 1
@@ -64,7 +64,7 @@ class VideoSampling:
                 f"num_frames={self.num_frames} must lie between min_frames={self.min_frames} and "
                 f"max_frames={self.max_frames}; change one of the three"
             )
-        moments = ("middles", "ends", "inner", "starts")
+        moments = ("middles", "ends", "inner", "whole_steps")
         choices = {"torn": ("skip", "keep"), "moments": moments, "rounding": ("down", "nearest")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -125,7 +125,7 @@ def sample_indices(starts: Sequence[float] | NDArray[np.float64], end_s: float, 
         return spread_indices(len(times), count, sampling.rounding)
     if sampling.moments == "inner":  # the step in double precision first, as released code has it
         return [int(number * (len(times) / (count + 1))) for number in range(1, count + 1)]
-    if sampling.moments == "starts":
+    if sampling.moments == "whole_steps":
         return [number * (len(times) // count) for number in range(count)]
     # The thousandth keeps a moment that falls on a frame's start on one side of it, however times are rounded.
     moments = times[0] + (np.arange(count) + 0.501) * duration_s / count

@@ -42,7 +42,7 @@ class Subtitles:
     metadata has under `subtitles`: a file, the lines themselves, or a text; a list of files where a row has several
     videos. Times of a file begin `subtitles_from_s` of the metadata before the video does, if that is there."""
     lines: Literal["frames", "all", "interleaved"] = "frames"
-    """Lines that are on show while a sampled frame is, all of the video's, or the frames as single images with the lines
+    """Lines that are on show while a sampled frame is, all of the video's, or frames as single images with the lines
     between them, as LongVideoBench asks (`interleaved_frames.py`)."""
     max_chars: int = 8000
     """More than that, all videos of a question together, and only every second line is shown, or every third, and so
@@ -228,8 +228,7 @@ def timed_text(line: Line) -> str:
 
 
 def read_subtitles(path: str | Path) -> list[Line]:
-    """The lines of a `.srt`, `.vtt`, `.json` or `.jsonl` file in the order of their times, each without line breaks or
-    markup.
+    """The lines of a `.srt`, `.vtt`, `.json` or `.jsonl` file by their times, each in one line, without markup.
 
     JSON is a list of `{start, end, text}` (or `line` for `text`, or `start_time` and `end_time`, or `timestamp: [start,
     end]`), in seconds or as "00:01:05.2", by itself or under `segments`; of `.jsonl` each line is one of these.

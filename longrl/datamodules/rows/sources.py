@@ -16,6 +16,8 @@ from longrl.io.text_files import read_utf8, utf8_file
 Record = dict[str, Any]
 
 FILE_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
+NAME_FIELD = "record_name"
+"""What the name of a record that a JSON file has under one is called in the record."""
 RECORDS_PER_BATCH = 64
 """Records of a parquet file that are in memory at once."""
 HUB_SOURCE = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w.\[\]%+:-]+))?")
@@ -25,10 +27,10 @@ def read_records(source: str | Path) -> Sequence[Record]:
     """All records of a source; those of parquet files and hub data sets are read as they are asked for.
 
     Args:
-        source: a file or a hub id. Files: `.json` (a list of records, or records by name, of which the names are not
-            kept), `.jsonl`, `.parquet`, `.csv` or `.tsv` (all values text, the first line their names). A hub id is
-            `owner/name:split`, or `owner/name/config:split` where a data set has several configurations; the split is
-            `train` when left out, and may be sliced as `datasets` allows: `owner/name:train[:1%]`.
+        source: a file or a hub id. Files: `.json` (a list of records, or records by name, which is their
+            `record_name` then), `.jsonl`, `.parquet`, `.csv` or `.tsv` (all values text, the first line their names). A
+            hub id is `owner/name:split`, or `owner/name/config:split` where a data set has several configurations; the
+            split is `train` when left out, and may be sliced as `datasets` allows: `owner/name:train[:1%]`.
 
     Raises:
         ValueError: nothing there, not readable, or no record in it.
@@ -73,7 +75,10 @@ def _read_json(path: Path) -> list[Record]:
         records = parse_json(read_utf8(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}; name a file of one record per line .jsonl") from error
-    listed = list(records.values()) if isinstance(records, dict) and records else records
+    listed = records
+    if isinstance(records, dict) and records:
+        named = records.items()
+        listed = [{NAME_FIELD: name, **each} if isinstance(each, dict) else each for name, each in named]
     if not isinstance(listed, list) or not all(isinstance(record, dict) for record in listed):
         raise ValueError(f"{path} must hold a list of records, or records by name, got {type(records).__name__}")
     return listed
