@@ -128,7 +128,7 @@ def _told(record: Record, index: int) -> str:
     return text_field(record, "answer", index)
 
 
-# -------------------------------------------------------------------------------------------------------- LongVideoBench
+# ------------------------------------------------------------------------------------------------------- LongVideoBench
 
 
 def longvideobench_row(record: Record, index: int, media_root: str | None = None) -> Row:
@@ -174,7 +174,7 @@ def _longvideobench(
     return video_row(record, index, media_root, os.path.join("videos", video), {**known, **fields})
 
 
-# ---------------------------------------------------------------------------------------------------------- Video-MME-v2
+# --------------------------------------------------------------------------------------------------------- Video-MME-v2
 
 
 def video_mme_v2_row(record: Record, index: int, media_root: str | None = None) -> Row:

@@ -185,7 +185,7 @@ def _ego_schema(
     return video_row(record, index, media_root, str(name), known | dict(fields))
 
 
-# ---------------------------------------------------------------------------------------------------------- Video-Holmes
+# --------------------------------------------------------------------------------------------------------- Video-Holmes
 
 
 def video_holmes_row(record: Record, index: int, media_root: str | None = None) -> Row:
