@@ -126,7 +126,7 @@ class Evaluation:
                 "server; set video_as to frames, or tell the server by endpoint.extra"
             )
         self._check_shuffled()
-        rule = config.protocol.scoring_rule()
+        rule, figures = config.protocol.scoring_rule(), config.protocol.figures_function()
         if config.reward is not None:
             config.reward.prepare()
         against = None
@@ -172,7 +172,7 @@ class Evaluation:
             judged = judge_answers(self.rows, answers, config.breakdowns, config.reward, rule)
             outcome = make_outcome(
                 condition.name, self.rows, answers, judged, skipped, breakdowns=config.breakdowns,
-                num_frames=condition.num_frames, blind=condition.renderer.blind,
+                num_frames=condition.num_frames, blind=condition.renderer.blind, figures=figures,
             )  # fmt: skip
             outcomes.append(outcome)
         return write_evaluation(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from longrl.rewards.reward_sum import RewardFn
 from longrl.turns import restored_turn
 from longrl.types import Completion, Group, Prompt, Row, UnusableSample
 
+FiguresFunction = Callable[[Sequence[Record]], Mapping[str, float]]
+"""What a benchmark reports of the records of all judged answers: name -> value, in percent where no unit is named."""
 SHUFFLED = ", shuffled"
 """Behind the name of a condition whose frames are shown in another order."""
 
@@ -43,6 +45,8 @@ class Outcome:
     blind: bool = False
     num_torn: int = 0
     """Different videos of which only a part was shown, for their files were cut off."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What the protocol's benchmark reports besides, by its name."""
 
     @property
     def judged(self) -> dict[int, Sequence[Record]]:
@@ -59,6 +63,7 @@ class Outcome:
             "videos_used_in_part": self.num_torn,
             "scores_with_failures_as_wrong": {name: dataclasses.asdict(score) for name, score in self.as_wrong.items()},
             **(self.summary.to_dict() if self.summary else {"scores": {}}),
+            **({"protocol_figures": dict(self.figures)} if self.figures else {}),
         }
 
 
@@ -110,6 +115,7 @@ def make_outcome(
     breakdowns: Sequence[str] = (),
     num_frames: int | None = None,
     blind: bool = False,
+    figures: FiguresFunction | None = None,
 ) -> Outcome:
     """Counts records with the metric that `validate` counts with.
 
@@ -122,6 +128,7 @@ def make_outcome(
         breakdowns: fields of the rows' metadata to score by.
         num_frames: see `Outcome`.
         blind: see `Outcome`.
+        figures: of a published protocol.
     """
     failures = {}
     for index, item in skipped.items():
@@ -143,7 +150,9 @@ def make_outcome(
     total = everything.summary()
     as_wrong = total.scores if total else {}
     torn = {video_name(rows[index]) for index, answer in answers.items() if answer.num_torn}
-    return Outcome(name, answers, records, failures, answered.summary(), as_wrong, num_frames, blind, len(torn))
+    scored = [record for index, judged in records.items() if index not in failures for record in judged]
+    named = figures(scored) if figures is not None and scored else {}
+    return Outcome(name, answers, records, failures, answered.summary(), as_wrong, num_frames, blind, len(torn), named)
 
 
 def gains_by_category(before: Outcome, after: Outcome) -> dict[str, Difference]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from longrl.evaluation.outcomes import Outcome
+from longrl.evaluation.outcomes import FiguresFunction, Outcome
 from longrl.io.functions import import_function
 from longrl.rewards.reward_sum import RewardFn
 from longrl.types import Row
@@ -31,6 +31,9 @@ class PublishedProtocol:
     `(completion, row) -> float` as rewards are; `longrl/evaluation/published_rules.py` has those of released code."""
     rule_name: str | None = None
     """Name of that score in reports, by default the function's."""
+    figures: str | None = None
+    """What its benchmark reports of all answers together, such as an average over tasks or a gain: import path of a
+    function `(records) -> {name: value}`; `longrl/evaluation/published_figures.py` has those of published ones."""
 
     @property
     def score_name(self) -> str | None:
@@ -45,9 +48,18 @@ class PublishedProtocol:
         """
         return None if self.rule is None else import_function(self.rule, "protocol.rule")
 
+    def figures_function(self) -> FiguresFunction | None:
+        """The function that `figures` names.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return None if self.figures is None else import_function(self.figures, "protocol.figures")
+
     def to_dict(self) -> dict[str, Any]:
-        """Returns its fields as results.json has them."""
-        return {**asdict(self), "rule_name": self.score_name}
+        """Returns its fields as results.json has them; `figures` only where there are some."""
+        fields = {**asdict(self), "rule_name": self.score_name}
+        return {name: value for name, value in fields.items() if name != "figures" or value is not None}
 
 
 OWN_PROTOCOL = PublishedProtocol()
