@@ -82,7 +82,7 @@ class Row:
     answer: str
     """The ground truth without tags: a letter, a number, or text."""
     task: str = "multiple_choice"
-    """The kind of answer: `multiple_choice`, `math`, `numeric`, `regression`, `exact`, `ocr`, `free_form`,
+    """The kind of answer: `multiple_choice`, `math`, `numeric`, `regression`, `mra`, `exact`, `ocr`, `free_form`,
     `temporal_iou`, `box_iou` or `open_ended`."""
     category: str = "general"
     """Reported on its own in evaluation, e.g. `temporal` or `plot and narrative`."""

@@ -68,8 +68,11 @@ class LongVideoReason(StreamedData):
         row_function: import path (or `file.py:function`) of the function that turns a record into a `Row`.
         stage: `sft` gives prompts their target, from reasoning and answer; `rl` leaves it to be sampled; `preference`
             gives both answers of rows that are pairs.
-        question_template: what the model is asked; `{problem}` is the question with its options, `{subtitles}` what
-            `subtitles` says. In all templates braces around anything but a name stay, as LaTeX's do.
+        question_template: what the model is asked; `{problem}` is the question with its options, `{asked}` the same as
+            its set's authors word it (the metadata's `asked`, else the problem), `{instruction}` what they want of
+            this kind of question (the metadata's), `{subtitles}` what `subtitles` says, `{num_frames}` and
+            `{frame_times}` (seconds) the frames shown. In all templates braces around anything but a name stay, as
+            LaTeX's do.
         response_template: SFT target of a row, from its `{reasoning}` and `{answer}`; `{option}` is the wording of the
             right option, for models too small to find its letter (rewards take either).
         answer_template: SFT target of a row without reasoning.

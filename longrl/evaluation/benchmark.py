@@ -129,7 +129,7 @@ class Evaluation:
             )
         self._check_shuffled()
         protocol = config.protocol
-        rule, form = protocol.scoring_rule(), protocol.submission_form()
+        rule, figures, form = protocol.scoring_rule(), protocol.figures_function(), protocol.submission_form()
         if config.reward is not None:
             config.reward.prepare()
         against = None
@@ -176,7 +176,7 @@ class Evaluation:
             judged = judge_answers(self.rows, answers, config.breakdowns, config.reward, rule)
             outcome = make_outcome(
                 condition.name, self.rows, answers, judged, skipped, breakdowns=config.breakdowns,
-                num_frames=condition.num_frames, blind=condition.renderer.blind,
+                num_frames=condition.num_frames, blind=condition.renderer.blind, figures=figures,
                 mean_over=protocol.mean_over, groups=protocol.groups,
             )  # fmt: skip
             outcomes.append(outcome)

@@ -76,6 +76,8 @@ def write_benchmark_report(
         by_rule = {name: _page_scores(summary.protocol_scores) for name, summary in summaries.items()}
         categories = list(next(scores for scores in by_rule.values() if scores))
         sections[f"By the protocol's own rule: {results['protocol']['rule_name']}"] = [score_table(by_rule, categories)]
+    if any(outcome.figures for outcome in outcomes):
+        sections[f"As {results['protocol']['name']} reports it"] = [figures_table(outcomes)]
     averages = average_tables(outcomes)
     if averages:
         sections["Averages of the protocol"] = list(averages)
@@ -162,6 +164,14 @@ def _page_scores(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
         low, high = score.interval
         shown[name] = {**asdict(score), "low": low, "high": high}
     return shown
+
+
+def figures_table(outcomes: Sequence[Outcome]) -> PageTable:
+    """What the protocol's benchmark reports, a column for each condition: in percent where no unit is named."""
+    names = dict.fromkeys(name for outcome in outcomes for name in outcome.figures)
+    shown = [{name: f"{value:.1f}" for name, value in outcome.figures.items()} for outcome in outcomes]
+    rows = [[name, *(column.get(name, "-") for column in shown)] for name in names]
+    return PageTable(["", *(outcome.name for outcome in outcomes)], rows)
 
 
 def rates_table(outcomes: Sequence[Outcome], results: Mapping[str, Any]) -> PageTable:

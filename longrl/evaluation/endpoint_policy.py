@@ -108,8 +108,8 @@ class ChatReader(RendersPrompts):
         """
         for item in frames if self.video_as == "video" else ():
             source = item.source
-            if isinstance(source, FileFrames) and source.sampling.span_s is not None:
-                raise UnusableSample(source.path, f"a part of it is asked about (span_s), and {SENT_WHOLE}")
+            if isinstance(source, FileFrames) and (source.sampling.span_s or source.sampling.at_s):
+                raise UnusableSample(source.path, f"a part of it is asked about (span_s, parts_s), and {SENT_WHOLE}")
             if isinstance(source, FileFrames) and source.path.endswith(FRAME_LIST_SUFFIX):
                 raise UnusableSample(source.path, f"it is a list of frames, and {SENT_WHOLE}")
         none = torch.empty(0, dtype=torch.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,8 @@ from longrl.rewards.reward_sum import RewardFn
 from longrl.turns import restored_turn
 from longrl.types import Completion, Group, Prompt, Row, UnusableSample
 
+FiguresFunction = Callable[[Sequence[Record]], Mapping[str, float]]
+"""What a benchmark reports of the records of all judged answers: name -> value, in percent where no unit is named."""
 HIDDEN = "hidden_answer"
 """Field of the metadata of a question whose right answer only a server knows; nothing here is scored by it."""
 SHUFFLED = ", shuffled"
@@ -47,6 +49,8 @@ class Outcome:
     blind: bool = False
     num_torn: int = 0
     """Different videos of which only a part was shown, for their files were cut off."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What the protocol's benchmark reports besides, by its name."""
     averages: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
     """Means over tasks and scores of groups that the protocol has; see `averages.py`."""
 
@@ -69,6 +73,7 @@ class Outcome:
             "videos_used_in_part": self.num_torn,
             "scores_with_failures_as_wrong": {name: dataclasses.asdict(score) for name, score in self.as_wrong.items()},
             **(self.summary.to_dict() if self.summary else {"scores": {}}),
+            **({"protocol_figures": dict(self.figures)} if self.figures else {}),
             **({"averages": averages} if averages else {}),
         }
 
@@ -121,6 +126,7 @@ def make_outcome(
     breakdowns: Sequence[str] = (),
     num_frames: int | None = None,
     blind: bool = False,
+    figures: FiguresFunction | None = None,
     mean_over: str | None = None,
     groups: QuestionGroups | None = None,
 ) -> Outcome:
@@ -135,6 +141,7 @@ def make_outcome(
         breakdowns: fields of the rows' metadata to score by.
         num_frames: see `Outcome`.
         blind: see `Outcome`.
+        figures: of a published protocol.
         mean_over: see `PublishedProtocol`.
         groups: see `PublishedProtocol`.
     """
@@ -159,9 +166,12 @@ def make_outcome(
     as_wrong = total.scores if total else {}
     torn = {video_name(rows[index]) for index, answer in answers.items() if answer.num_torn}
     scored = {index: judged for index, judged in records.items() if index not in failures}
+    named = figures([record for judged in scored.values() for record in judged]) if figures and scored else {}
     averages = average_scores(rows, scored, mean_over, groups)
     summary = answered.summary()
-    return Outcome(name, answers, records, failures, summary, as_wrong, num_frames, blind, len(torn), averages)
+    return Outcome(
+        name, answers, records, failures, summary, as_wrong, num_frames, blind, len(torn), named, averages
+    )  # fmt: skip
 
 
 def gains_by_category(before: Outcome, after: Outcome) -> dict[str, Difference]:

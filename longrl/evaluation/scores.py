@@ -18,12 +18,13 @@ Responses = Sequence[Record]
 Scores = Mapping[str, Mapping[str, Any]]
 """Category -> {"accuracy", "low", "high", "n"}, as in results.json."""
 OVERALL = "overall"
-RULE = "correct_by_rule"
-"""Field of a record that the rule of a published protocol decides."""
+RULE = "accuracy_by_rule"
+"""Field of a record that the rule of a published protocol decides, in [0, 1]."""
 GRADED: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "temporal_iou": ("mIoU", (0.3, 0.5, 0.7)),
     "box_iou": ("mIoU", (0.3, 0.5, 0.7)),
     "regression": ("mean", ()),
+    "mra": ("MRA", ()),
     "ocr": ("mean", ()),
     "free_form": ("mean", ()),
 }
@@ -185,7 +186,7 @@ def scores_by_category(records: Iterable[Record], field: str = "correct") -> dic
 
     Args:
         records: dicts with `id`, `category`, `video`, the field and, with several completions per question, `sample`.
-        field: "correct" (strict), "correct_lenient" or "correct_by_rule".
+        field: "correct" (strict), "correct_lenient" or "accuracy_by_rule".
     """
     questions = by_question(records)
     scores = {OVERALL: _score_questions(questions, field)}

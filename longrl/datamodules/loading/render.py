@@ -24,7 +24,7 @@ from longrl.datamodules.media.audio import SAMPLING_RATE, FileSound, read_sound
 from longrl.datamodules.media.frame_lists import FRAME_LIST_SUFFIX
 from longrl.datamodules.media.images import read_image
 from longrl.datamodules.media.remote import NO_REMOTE, RemoteMedia
-from longrl.datamodules.media.sampling import VideoSampling, read_span
+from longrl.datamodules.media.sampling import VideoSampling, in_parts, read_span
 from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames, open_video
 from longrl.datamodules.media.subtitles import Subtitles, subtitle_files, subtitle_text
 from longrl.datamodules.media.video import MIB, hold_frames
@@ -171,6 +171,9 @@ class RowRenderer:
         span = row.metadata.get("span_s")
         video = video_of(row, self.video)
         sampling = replace(video, span_s=read_span(span)) if span else video
+        parts = row.metadata.get("parts_s")
+        if parts:
+            sampling = in_parts(video, parts, row.metadata.get("parts_frames"))
 
         # 3. Decoded media, or where to get them; a video's sound track comes right after its frames.
         media: list[Frames | AudioClip] = []
@@ -237,7 +240,16 @@ class RowRenderer:
             else:
                 subtitles = as_text(subtitle_text(shown, self.subtitles, videos))
         told = self._told(shown) if self.tells_answer else {}
+        told |= {"asked": question} | self._wordings(shown, media or ())
         return fill_template(self.question_template, problem=question, subtitles=subtitles, **told)
+
+    def _wordings(self, shown: Row, media: Sequence[Frames | AudioClip]) -> dict[str, str]:
+        """What a published protocol's wording says beside the problem: `QUESTION_NAMES` says of what."""
+        times = [time for item in media if isinstance(item, Frames) for time in item.timestamps if item.kind == "video"]
+        given = {name: shown.metadata.get(name) for name in ("asked", "instruction")}
+        texts = {name: self.family.chat.declared.sub(break_token, str(text)) for name, text in given.items() if text}
+        seconds = ", ".join(str(round(time, 4)) for time in times)
+        return {"instruction": "", "num_frames": str(len(times)), "frame_times": seconds, **texts}
 
     def _told(self, row: Row) -> dict[str, str]:
         """What a row's own answer says, as text that places no media and ends no turn."""

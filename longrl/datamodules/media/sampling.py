@@ -175,7 +175,33 @@ def read_span(span: object) -> tuple[float, float]:
         start, end = span
         if all(isinstance(second, (int, float)) for second in (start, end)) and 0 <= start < end:
             return float(start), float(end)
-    raise ValueError(f"its metadata's span_s must be two increasing seconds from 0 on, got {span!r}")
+    raise ValueError(f"a part of a video (span_s, parts_s) must be two increasing seconds from 0 on, got {span!r}")
+
+
+def in_parts(sampling: VideoSampling, parts_s: Any, max_frames: int | None = None) -> VideoSampling:
+    """Sampling of nothing but parts of a video, each with its share of the frames and at least one.
+
+    Frames are on show at the middles of equal pieces of a part, as CG-Bench (arXiv:2412.12075) shows the clues to a
+    question; a frame on show at several of them is taken once.
+
+    Args:
+        sampling: says how many frames there are at most.
+        parts_s: [start, end] of each part in seconds: a row's `metadata["parts_s"]`.
+        max_frames: fewer than `sampling` says, if given: its `metadata["parts_frames"]`.
+
+    Raises:
+        ValueError: a part is no two increasing seconds.
+    """
+    if not isinstance(parts_s, Sequence) or isinstance(parts_s, str):
+        raise ValueError(f"its metadata's parts_s must be a list of [start, end] in seconds, got {parts_s!r}")
+    parts = [read_span(part) for part in parts_s]
+    count = min(sampling.num_frames or sampling.max_frames, max_frames or sampling.max_frames)
+    total_s = sum(end - start for start, end in parts)
+    moments: set[float] = set()
+    for start, end in parts:
+        pieces = max(1, int(count * (end - start) / total_s + 1e-6))
+        moments |= {start + (end - start) * (piece + 0.5) / pieces for piece in range(pieces)}
+    return replace(sampling, at_s=tuple(sorted(moments)))
 
 
 def shown_at(times: NDArray[np.float64], moment: float, side: Literal["left", "right"] = "right") -> int:

@@ -182,7 +182,7 @@ def video_mme_v2_row(record: Record, index: int, media_root: str | None = None) 
 
     The four are a group that is scored as a whole (`protocol.groups`): the metadata has `group`, `group_type`
     (`relevance` or `logic`), `group_structure`, and at least of the last question `level`, `second_head` and
-    `third_head`. The category is the type of its group. Videos lie in `video/`, subtitles (words with times) in `subtitle/`.
+    `third_head`. The category is the type of its group. Videos lie in `video/`, their words with times in `subtitle/`.
     """
     from longrl.datamodules.media.subtitles import subtitles_below
 

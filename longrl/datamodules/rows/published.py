@@ -46,7 +46,7 @@ CHOOSE_ALL = (
     "with 'none'."
 )
 TASKS = (
-    "multiple_choice", "math", "numeric", "exact", "temporal_iou", "box_iou", "regression", "ocr", "free_form",
+    "multiple_choice", "math", "numeric", "exact", "temporal_iou", "box_iou", "regression", "mra", "ocr", "free_form",
     "open_ended",
 )  # fmt: skip
 VIDEO_R1_TASKS = {
