@@ -21,7 +21,7 @@ LEAD_INS = (
 MME_V2_LEAD_INS = ("Final Answer:", *LEAD_INS, "Answer:", "Option:")
 FEWEST_WORDS = 5
 EGO_MARKS = ",.!?;:'"
-LAST_TAG = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
+OPENING, CLOSING = "<answer>", "</answer>"
 
 
 def lvbench_letter(completion: Completion, row: Row) -> float:
@@ -142,7 +142,15 @@ def video_holmes_letter(completion: Completion, row: Row) -> float:
     The first letter of the alphabet counts that has a blank or colon behind it or a "[" before it, or else that is
     there at all: "B, not A" is A, and so is "All of B".
     """
-    tagged = LAST_TAG.findall(completion.text)
-    said = tagged[-1].strip() if tagged else completion.text
+    said = _last_tagged(completion.text)
     marked = (letter for letter in "ABCDEF" if any(form in said for form in (f"{letter} ", f"{letter}:", f"[{letter}")))
     return float(next(marked, next((letter for letter in "ABCDEF" if letter in said), "")) == row.answer)
+
+
+def _last_tagged(text: str) -> str:
+    """The last of what `<answer>(.*?)</answer>` finds, or the text where it finds nothing; in a time linear in it."""
+    said, start = text, text.find(OPENING)
+    while start >= 0 and (end := text.find(CLOSING, start)) >= 0:
+        said = text[start + len(OPENING) : end].strip()
+        start = text.find(OPENING, end)
+    return said

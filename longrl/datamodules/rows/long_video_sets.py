@@ -8,7 +8,7 @@ answers only a server knows: their rows are asked and never scored (`protocol.su
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longrl.datamodules.rows.published import each_row, video_row
@@ -35,11 +35,16 @@ MLVU_OPEN = ("subPlot", "summary")
 LONG_VIDEO_BENCH_OPTIONS = tuple(f"option{number}" for number in range(5))
 
 
-def bracketed(wordings: list[Any]) -> list[str]:
+def bracketed(wordings: Sequence[Any]) -> list[str]:
     """Options as "(A) wording", the way several benchmarks write them."""
     from longrl.rewards.options import option_label
 
     return [f"({option_label(index)}) {wording}" for index, wording in enumerate(wordings)]
+
+
+def asked_with_options(question: str, wordings: Sequence[Any]) -> str:
+    """A question as MVBench words it, and MLVU after it: `{asked}` of `data.question_template`."""
+    return "\n".join([f"Question: {question}", "Options:", *bracketed(wordings)])
 
 
 # -------------------------------------------------------------------------------------------------------------- LVBench
@@ -92,7 +97,7 @@ def mlvu_row(record: Record, index: int, media_root: str | None = None) -> Row:
 
 def mlvu_hidden_row(record: Record, index: int, media_root: str | None = None) -> Row:
     """A question of MLVU's test set before its answers were released (`test_question.json`)."""
-    fields = HIDDEN | {"options": bracketed(given_options(record.get("candidates") or (), record, index))}
+    fields = HIDDEN | {"options": given_options(record.get("candidates") or (), record, index)}
     return _mlvu(record, index, media_root, fields, HIDDEN_MARK)
 
 
@@ -103,11 +108,13 @@ def _mlvu(
     in_task = os.path.join(MLVU_FOLDERS.get(kind, kind), video)
     path = in_task if os.path.isfile(os.path.join(os.path.expanduser(media_root or ""), in_task)) else video
     question = text_field(record, "question", index)
+    options = fields["options"]
+    asked = None if options is None else asked_with_options(question, options)
     known = {
         "id": str(first_field(record, "question_id", default=f"{kind}-{index}")),
-        "question": question if fields["options"] is None else f"Question: {question}\nOptions:",
+        "question": question,
         "category": kind,
-        "metadata": {"duration": record.get("duration"), **mark},
+        "metadata": {"duration": record.get("duration"), "asked": asked, **mark},
     }
     return video_row(record, index, media_root, path, known | dict(fields))
 
@@ -117,7 +124,7 @@ def _choice(record: Record, index: int) -> dict[str, Any]:
     wordings = given_options(record.get("candidates") or (), record, index)
     answer = text_field(record, "answer", index)
     known = [str(wording).strip() for wording in wordings]
-    return {"options": bracketed(wordings), "answer": known.index(answer) if answer in known else answer}
+    return {"options": wordings, "answer": known.index(answer) if answer in known else answer}
 
 
 def _told(record: Record, index: int) -> str:

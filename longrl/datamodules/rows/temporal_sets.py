@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from longrl.datamodules.rows.long_video_sets import HIDDEN, HIDDEN_MARK, bracketed
+from longrl.datamodules.rows.long_video_sets import HIDDEN, HIDDEN_MARK, asked_with_options
 from longrl.datamodules.rows.published import each_row, video_row
 from longrl.datamodules.rows.question_rows import (
     first_field,
@@ -47,7 +47,7 @@ TEMP_COMPASS_DIRECTIONS = {
     "caption_matching": "Please directly give the best option:",
     "captioning": "",
 }
-"""Task of TempCompass -> what its authors write behind a question."""
+"""Task of TempCompass -> what its authors write behind a question (`{instruction}` of `data.question_template`)."""
 TEMP_COMPASS_ASPECTS = ("action", "direction", "speed", "order", "attribute_change")
 EGO_SCHEMA_OPTIONS = tuple(f"option {number}" for number in range(5))
 
@@ -70,15 +70,20 @@ def mvbench_row(record: Record, index: int, media_root: str | None = None) -> Ro
         )
     wordings = given_options(record.get("candidates") or (), record, index)
     answer, known = text_field(record, "answer", index), [str(wording).strip() for wording in wordings]
+    question = text_field(record, "question", index)
     video = os.path.join(MVBENCH_FOLDERS[task], text_field(record, "video", index))
     fields: dict[str, Any] = {
         "id": f"{task}-{index}",
-        "question": f"Question: {text_field(record, 'question', index)}\nOptions:",
-        "options": bracketed(wordings),
+        "question": question,
+        "options": wordings,
         "answer": known.index(answer) if answer in known else answer,
         "task": "multiple_choice",
         "category": task,
-        "metadata": {"video_id": video, "span_s": _span(record, index) if task in MVBENCH_SPANS else None},
+        "metadata": {
+            "video_id": video,
+            "span_s": _span(record, index) if task in MVBENCH_SPANS else None,
+            "asked": asked_with_options(question, wordings),
+        },
     }
     if task == "Episodic Reasoning":
         frames = {"video": video, "fps": MVBENCH_FRAMES_FPS}
@@ -127,7 +132,12 @@ def temp_compass_rows(record: Record, index: int, media_root: str | None = None)
             "id": f"{task}-{video}-{position if by_aspect else index}",
             "options": None,
             "category": text_field(item, "dim", index),
-            "metadata": {"video_id": str(video), "task_type": task, "aliases": known.pop("aliases", None)},
+            "metadata": {
+                "video_id": str(video),
+                "task_type": task,
+                "instruction": TEMP_COMPASS_DIRECTIONS[task] or None,
+                "aliases": known.pop("aliases", None),
+            },
             **known,
         }
         return video_row(item, index, media_root, str(video), fields)
@@ -136,22 +146,20 @@ def temp_compass_rows(record: Record, index: int, media_root: str | None = None)
 
 
 def _temp_compass(item: Mapping[str, Any], task: str, index: int) -> dict[str, Any]:
-    """Question, answer and task of one kind, and what else says the answer."""
-    question, answer = text_field(item, "question", index), text_field(item, "answer", index)
-    direction = TEMP_COMPASS_DIRECTIONS[task]
-    asked = f"{question}\n{direction}" if direction else question
+    """Answer and task of one kind, and what else says the answer."""
+    answer = text_field(item, "answer", index)
     if task == "multi-choice":
-        return {"question": asked, "answer": answer.partition(".")[0], "task": "multiple_choice"}
+        return {"answer": answer.partition(".")[0], "task": "multiple_choice"}
     if task == "yes_no":
-        return {"question": asked, "answer": answer, "task": "exact"}
+        return {"answer": answer, "task": "exact"}
     if task == "captioning":
         asks_judge = item.get("mc_question")
         right = first_field(item, "mc_answer", default=answer)
-        return {"question": asked, "answer": f"{asks_judge}\n{right}" if asks_judge else right, "task": "open_ended"}
+        return {"answer": f"{asks_judge}\n{right}" if asks_judge else right, "task": "open_ended"}
     # "Caption A: ..", "Sentence A: .." or "Option 1: ..": label, letter or number alone will do, and so the sentence.
     label, _, sentence = answer.partition(": ")
     short = label.rpartition(" ")[2]
-    return {"question": asked, "answer": answer, "task": "exact", "aliases": [sentence, label, short, f"{short}."]}
+    return {"answer": answer, "task": "exact", "aliases": [sentence, label, short, f"{short}."]}
 
 
 # ------------------------------------------------------------------------------------------------------------ EgoSchema
@@ -189,7 +197,7 @@ def _ego_schema(
 
 
 def video_holmes_row(record: Record, index: int, media_root: str | None = None) -> Row:
-    """A question of Video-Holmes (arXiv:2505.21374): six options by letter, of which its authors make one line.
+    """A question of Video-Holmes (arXiv:2505.21374): six options by letter, asked in one line by its authors (`asked`).
 
     The category is the `Question Type`: SR, IMC, TCI, TA, MHR, PAR or CTI. `Explanation` is the reasoning.
     """
@@ -197,15 +205,17 @@ def video_holmes_row(record: Record, index: int, media_root: str | None = None) 
     if not isinstance(options, Mapping) or not options:
         raise missing_field_error(record, index, "Options", ": options by letter")
     video, number = text_field(record, "video ID", index), text_field(record, "Question ID", index)
-    listed = ", ".join(f"{letter}: {wording}" for letter, wording in options.items() if wording is not None)
+    question = text_field(record, "Question", index)
+    given = {letter: wording for letter, wording in options.items() if wording is not None}
+    listed = ", ".join(f"{letter}: {wording}" for letter, wording in given.items())
     fields = {
         "id": f"{video}-{number}",
-        "question": f"The question is: {text_field(record, 'Question', index)}. The options are: {listed}",
-        "options": None,
+        "question": question,
+        "options": [f"{letter}. {wording}" for letter, wording in given.items()],
         "answer": text_field(record, "Answer", index),
         "task": "multiple_choice",
         "category": text_field(record, "Question Type", index),
         "reasoning": record.get("Explanation"),
-        "metadata": {},
+        "metadata": {"asked": f"The question is: {question}. The options are: {listed}"},
     }
     return video_row(record, index, media_root, video, fields)
