@@ -82,8 +82,8 @@ def test_charades_sta(preset):
     assert render(rows[0]).text == (
         "Please find the visual event described by a sentence in the video, determining its starting and ending times. "
         "The format should be: 'The event happens in the start time - end time'. For example, The event 'person turn a "
-        "light on' happens in the 24.3 - 30.4 seonds. Now I will give you the textual sentence: a person opens a window. "
-        "Please return its start time and end time."
+        "light on' happens in the 24.3 - 30.4 seonds. Now I will give you the textual sentence: a person opens a "
+        "window. Please return its start time and end time."
     )
     # 2..6.5 against 2..5: 3 / 4.5; 0..4 against 4..8: nothing.
     outcome = scored(rows, ["The event happens in the 5.0 - 2.0", "It starts at 0:04 and ends at 0:08"], config)
@@ -111,8 +111,8 @@ def test_timelens(preset):
     assert [row.category for row in rows] == ["charades", "charades", "activitynet", "qvhighlights"]
     prompt = render(rows[0])
     assert prompt.text == (
-        "Please find the visual event described by the sentence 'a person opens a window', determining its starting and "
-        "ending times. The format should be: 'The event happens in <start time> - <end time> seconds'."
+        "Please find the visual event described by the sentence 'a person opens a window', determining its starting "
+        "and ending times. The format should be: 'The event happens in <start time> - <end time> seconds'."
     )
     assert len(prompt.frame_indices[0]) == 16  # 8 s at 2 per second
     family = config.policy.family
@@ -235,7 +235,7 @@ def test_cg_bench(preset):
     assert outcome.figures == pytest.approx(
         {"long-acc": 50, "clue-acc": 100, "CRR": 50, "mIoU": 200 / 3, "rec@IoU": 80, "acc@IoU": 50}
     )
-    assert list(outcome.summary.breakdowns) == ["duration", "domain", "sub_category"]
+    assert list(outcome.summary.breakdowns) == ["domain", "duration", "sub_category"]
     (error,) = make_rows([released.cg_bench(clue_intervals=[[4, 4]])], row_functions.cg_bench_clue_row, None)
     assert "'clue_intervals' must be [start, end] in increasing seconds" in str(error)
 
@@ -338,11 +338,13 @@ def test_mmvu(preset):
     asked = judge.request(free, "It is interference.")
     assert [message["role"] for message in asked.messages] == ["system", "user"]
     assert asked.messages[1]["content"] == (
-        "Question: Which effect is shown?\n\nGround Truth Answer: Interference\n\nModel Response to the Question: It is "
-        "interference."
+        "Question: Which effect is shown?\n\nGround Truth Answer: Interference\n\nModel Response to the Question: "
+        "It is interference."
     )
     assert "exact same technique" in asked.messages[0]["content"]
-    assert 'str value "A" "B"' in judge.request(choice, "B").messages[0]["content"]
+    of_options, of_choice = (message["content"] for message in judge.request(choice, "B").messages)
+    assert 'str value "A" "B"' in of_options
+    assert of_choice.startswith("Question: Which effect is shown?\n\nOptions:\nA: one\nB: two\n")
     rewards = [("multiple_choice", 1.0), ("open_ended", 0.0), ("open_ended", 1.0)]
     records = [{"id": str(n), "task": task, "rewards": {"accuracy": value}} for n, (task, value) in enumerate(rewards)]
     assert published_figures.mmvu(records) == pytest.approx(
@@ -369,7 +371,7 @@ def test_activitynet_qa(preset):
     assert asked == score.request(rows[0], "Yes, he is.")  # one call for both
     assert asked.messages[1]["content"].startswith(
         "Please evaluate the following video-based question-answer pair:\n\nQuestion: is the man outdoors\nCorrect "
-        "Answer: yes\nPredicted Answer: Yes, he is.\n\nProvide your evaluation only as a yes/no and score where the score"
+        "Answer: yes\nPredicted Answer: Yes, he is.\n\nProvide your evaluation only as a yes/no and score where the "
     )
     assert asked.messages[1]["content"].endswith("should look like this: {'pred': 'yes', 'score': 4.8}.")
     reply = Reply("{'pred': 'yes', 'score': 4.8}", "stop", None, 1, 1)

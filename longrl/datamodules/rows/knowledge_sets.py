@@ -122,7 +122,9 @@ def _video_mmmu_row(record: Mapping[str, Any], index: int, media_root: str | Non
     asked = "\n".join([question, *lettered_options(options)])
     if track == "adaptation":
         asked = ADAPTATION_ASKS[bool(options)] + asked
-    elif track != "question only":
+    elif track == "question only":
+        asked += "" if options else "\n"
+    else:
         asked += IGNORE_QUIZ
     answers = _accepted(text_field(record, "answer", index))
     is_number = len(answers) == 1 and number(answers[0]) is not None
@@ -186,6 +188,7 @@ def mmvu_row(record: Record, index: int, media_root: str | None = None) -> Row:
             "kind": str(record.get("question_type")),
             "asked": "\n".join([f"Question: {question}", *lines]),
             "instruction": MMVU_ASKS[is_choice],
+            "asked_of_judge": "\n".join([question, "", "Options:", *lines]) if is_choice else question,
         },
     }
     return video_row(record, index, media_root, path, fields)
