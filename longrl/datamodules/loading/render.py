@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-import av
 import torch
 
 from longrl.datamodules.loading.interleaved_frames import check_one_video, interleaved_text, single_frames
@@ -21,13 +20,14 @@ from longrl.datamodules.loading.skips import CODE_ERRORS
 from longrl.datamodules.loading.templates import DEFAULT_QUESTION, DEFAULT_RESPONSE, fill_template
 from longrl.datamodules.loading.traces import KnowsFeatures as KnowsFeatures, TraceRenderer
 from longrl.datamodules.media.audio import SAMPLING_RATE, FileSound, read_sound
+from longrl.datamodules.media.decoders import check_decoder, decoder_version
 from longrl.datamodules.media.frame_lists import FRAME_LIST_SUFFIX
 from longrl.datamodules.media.images import read_image
 from longrl.datamodules.media.remote import NO_REMOTE, RemoteMedia
 from longrl.datamodules.media.sampling import VideoSampling, in_parts, read_span
 from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames, open_video
 from longrl.datamodules.media.subtitles import Subtitles, subtitle_files, subtitle_text
-from longrl.datamodules.media.video import MIB, hold_frames
+from longrl.datamodules.media.video import MIB, VideoReader, hold_frames
 from longrl.models.cell_order import shuffled_prompt
 from longrl.models.chat_tokens import break_token
 from longrl.models.reading import RendersPrompts
@@ -281,6 +281,7 @@ class RowRenderer:
         What fails here is an option or the family, for the row is harmless: the error is raised as it is, before a run
         begins. What fails later depends on a row, which is skipped.
         """
+        check_decoder(self.video, has_encoder=hasattr(self.family, "encode_media"))
         shown = [row for row in rows if not self.drops_media(row)]
         kinds = {kind for row in shown for kind, _ in ordered_media(row) if self.family.reads_media(kind)}
         media = [black for kind, black in BLANKS.items() if kind in kinds]
@@ -302,7 +303,7 @@ class RowRenderer:
             "question_template": self.question_template,
             "blind": self.blind,
             "subtitles": self.subtitles.identity(),
-            "decoder": f"PyAV {av.__version__}",
+            "decoder": decoder_version(self.video),
             "pixel_rules": PIXEL_RULES,
         }
         if self.shuffle_frames:  # without it, answers stored before there was such an option are found
@@ -409,14 +410,20 @@ class RowRenderer:
         if not reader.indices:
             return reader.outline
 
-        # 3. Decoded once in any case, so that a broken frame shows here; held in memory if they are few.
+        # 3. Left to the encoder's GPU, but for two frames: what its decoder cannot read at all shows here.
+        if sampling.decode_on == "encoder" and isinstance(reader, VideoReader):
+            reader.try_ends()
+            self._checked.add(outline.key)
+            return outline
+
+        # 4. Decoded once in any case, so that a broken frame shows here; held in memory if they are few.
         parts = map(self.family.resize, reader.chunks(limits.frames_at_once(reader.outline)))
         frames = hold_frames(parts, len(reader.indices), limits.max_held_mib)
         if frames is None:
             self._checked.add(outline.key)
             return outline
 
-        # 4. What fits in one call of the encoder is patched here, more of it call by call.
+        # 5. What fits in one call of the encoder is patched here, more of it call by call.
         if len(self.shard.temporal_patches(item.grid_thw[0])) <= self.family.temporal_patches_per_encode(item):
             return frames
         return replace(outline, source=HeldFrames(frames))

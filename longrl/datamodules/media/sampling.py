@@ -41,8 +41,10 @@ class VideoSampling:
     torn: Literal["skip", "keep"] = "skip"
     """What becomes of a video whose file was cut off, as half a download: its row is skipped and listed, or what is
     there is sampled as a shorter video, as other harnesses do; then the row is listed as used in part."""
-    decoder: Literal["pyav"] = "pyav"
+    decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
     """What turns packets into pixels. Which frames there are, and when, PyAV says whatever decodes them."""
+    decode_on: Literal["cpu", "encoder"] = "cpu"
+    """With `encoder` torchcodec decodes on the encoder's CUDA device, in its process, and pixels never leave it."""
     at_s: tuple[float, ...] | None = None
     """Only the frames on show at these increasing seconds from the first frame on, whatever the rate: what a selection
     has found for one question, in `span_s` if there is one."""
@@ -65,10 +67,17 @@ class VideoSampling:
                 f"max_frames={self.max_frames}; change one of the three"
             )
         moments = ("middles", "ends", "inner", "whole_steps")
-        choices = {"torn": ("skip", "keep"), "moments": moments, "rounding": ("down", "nearest")}
+        choices = {
+            "torn": ("skip", "keep"), "moments": moments, "rounding": ("down", "nearest"),
+            "decoder": ("pyav", "decord", "torchcodec"), "decode_on": ("cpu", "encoder"),
+        }  # fmt: skip
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.decode_on == "encoder" and self.decoder != "torchcodec":
+            raise ValueError(
+                f"decode_on=encoder needs decoder=torchcodec, which decodes on GPUs, got {self.decoder}; set either"
+            )
         if self.moments != "ends" and self.rounding != "down":
             raise ValueError(
                 f"rounding={self.rounding} is of frames from the first to the last, and moments is {self.moments}; set "
@@ -87,7 +96,7 @@ class VideoSampling:
 
     def identity(self) -> dict[str, Any]:
         """All fields by name, but for later ones that have their default: stored answers are found by it."""
-        later = {"decoder": "pyav", "at_s": None}
+        later = {"decoder": "pyav", "decode_on": "cpu", "at_s": None}
         return {name: value for name, value in asdict(self).items() if later.get(name, self) != value}
 
 
