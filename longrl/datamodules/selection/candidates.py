@@ -60,6 +60,11 @@ class KeptArrays:
             self._num_bytes -= oldest.nbytes
         return array
 
+    def clear(self) -> None:
+        """Lets go of all of them."""
+        self._arrays.clear()
+        self._num_bytes = 0
+
 
 KEPT = KeptArrays()
 """Greys and embeddings of this process's candidates: several questions ask about a video."""

@@ -21,7 +21,7 @@ from longrl.datamodules.media.remote import NO_REMOTE, RemoteMedia
 from longrl.datamodules.media.sampling import VideoSampling, fill_gaps
 from longrl.datamodules.media.sources import DecodeLimits, open_video
 from longrl.datamodules.media.video_parts import ONE_FRAME, VideoPart
-from longrl.datamodules.selection.candidates import DEFAULT_LIMITS, Candidates
+from longrl.datamodules.selection.candidates import DEFAULT_LIMITS, KEPT, Candidates
 from longrl.io.number_ranges import COUNT, LEAST, MOST, NOT_NEGATIVE, check_ranges
 from longrl.types import UnusableSample
 
@@ -153,6 +153,12 @@ class FrameSelection(abc.ABC):
         while len(_CHOSEN) > MAX_KEPT:
             _CHOSEN.popitem(last=False)
         return _CHOSEN[name]
+
+
+def forget() -> None:
+    """Lets go of all that this process keeps of candidates and of what was chosen."""
+    _CHOSEN.clear()
+    KEPT.clear()
 
 
 def checked_moments(chosen: Sequence[float], video: Candidates, count: int) -> tuple[float, ...]:
