@@ -85,15 +85,15 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes = FULL) -> list[Row]:
 
 def selections(clip: str) -> dict[str, FrameSelection | None]:
     """What is compared, by name."""
-    detailed = Similarity(folder=clip, detail_frames=1, overview_pixels=28 * 28)
+    similar = Similarity(folder=clip, min_gap_s=float(EVENT_S))
     return {
         UNIFORM: None,
         "key_frames": KeyFrames(),
         "scenes": Scenes(),
         "motion": Motion(),
-        "similarity": Similarity(folder=clip),
+        "similarity": similar,
         "coverage": Coverage(folder=clip),
-        "overview_and_details": detailed,
+        "overview_and_details": replace(similar, detail_frames=1, overview_pixels=28 * 28),
     }
 
 
