@@ -31,7 +31,7 @@ model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, w
         default         build, attn_implementation, load_weights, save_weights, save_processing, export, text_part,
                         ignored_weight_prefixes
     HasPlanningSizes    how large is the model?
-        default         planning_sizes, time_tokens, audio_sizes, sound_tokens, sound_tokens_per_encode
+        default         planning_sizes, encoded_patches, time_tokens, audio_sizes, sound_tokens, sound_tokens_per_encode
 
 Every family writes the hooks behind `write`, one that reads images or videos also those behind `media`; the others are
 overridden where a model differs. What a hook gets and gives is said at its default. `CausalFamily` itself has

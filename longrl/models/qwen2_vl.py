@@ -14,8 +14,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from longrl.models.base import CausalFamily
+from longrl.models.mrope import mrope_positions
 from longrl.models.planning_sizes import TextSizes, VisionSizes
-from longrl.models.qwen_vl import Qwen2_5_VLFamily, mrope_positions
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.types import Media
 
 
@@ -34,7 +35,7 @@ class Qwen2VLFamily(Qwen2_5_VLFamily):
 
     @override
     def position_ids(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
-        even = [replace(item, seconds_per_temporal_patch=1.0) for item in media]
+        even = [replace(self.coarse(item), seconds_per_temporal_patch=1.0) for item in media]
         merge_size = self.config.vision_config.spatial_merge_size
         media_tokens = set(self.media_token_ids().values())
         return mrope_positions(input_ids, even, media_tokens, merge_size, tokens_per_second=1)
@@ -50,7 +51,7 @@ class Qwen2VLFamily(Qwen2_5_VLFamily):
             window_patches=0,
             patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
             merge=vision.spatial_merge_size**2,
-            frames_per_patch=vision.temporal_patch_size,
+            frames_per_patch=self.frames_per_patch,
         )
         return CausalFamily.planning_sizes(self)[0], encoder
 

@@ -22,7 +22,8 @@ from typing_extensions import override
 
 from longrl.models.base import CausalFamily
 from longrl.models.expert_routing import num_experts
-from longrl.models.qwen_vl import Qwen2_5_VLFamily, mrope_positions
+from longrl.models.mrope import mrope_positions
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.types import Media, MediaKind
 
 FACTOR = 32 * 32
@@ -89,7 +90,7 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
 
     @override
     def position_ids(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
-        temporal_patches = [item.part(1) for item in media for _ in range(item.grid_thw[0])]
+        temporal_patches = [self.coarse(item.part(1)) for item in media for _ in range(item.grid_thw[0])]
         merge_size = self.config.vision_config.spatial_merge_size
         media_tokens = set(self.media_token_ids().values())
         return mrope_positions(input_ids, temporal_patches, media_tokens, merge_size, tokens_per_second=0)
@@ -103,10 +104,10 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
 
         least, most = self.video_budget(num_frames)
         return smart_resize(
-            max(num_frames, self.temporal_patch_size),  # it knows no shorter video; patching repeats the last frame
+            max(num_frames, self.frames_per_patch),  # it knows no shorter video; patching repeats the last frame
             height=height,
             width=width,
-            temporal_factor=self.temporal_patch_size,
+            temporal_factor=self.frames_per_patch,
             factor=processor.patch_size * processor.merge_size,
             min_pixels=least,
             max_pixels=most,
@@ -114,7 +115,7 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
 
     def video_budget(self, num_frames: int) -> tuple[int, int]:
         """Least and most pixels of all frames of a video together: the `size` of transformers' video processor."""
-        frames = max(num_frames, self.temporal_patch_size)
+        frames = max(num_frames, self.frames_per_patch)
         least = self.min_pixels * frames
         return least, max(least, min(self.max_pixels * frames, self.video_pixels()))
 
