@@ -24,7 +24,7 @@ SHOWN_BY_DATA = ("video", "question_template")
 """Options of the data module that decide what a model is shown of a question."""
 OF_TRAINING = ("model", "random_init", "init_seed", "init_device", "lora", "gradient_checkpointing")
 """Options of a family that say where weights come from or how they are trained, not what is asked of them."""
-FEWER_TOKENS = ("temporal_pool", "spatial_pool", "pool_frames")
+FEWER_TOKENS = ("temporal_pool", "spatial_pool", "max_kept_tokens", "merge_window")
 """Options of a family by which a video has fewer tokens than whoever loads the exported weights would show."""
 MAX_TOLD = 6
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from longrl.types import Media
+
+
+class PositionBlock(NamedTuple):
+    """Positions of the placeholders of a media item, or of a piece of one that text is around."""
+
+    grid: Tensor
+    """[3, n] int64, from 0 on."""
+    reach: int
+    """Where the text behind it goes on, from 0 on."""
 
 
 def mrope_positions(
@@ -28,21 +38,29 @@ def mrope_positions(
     Returns:
         [3, T] int64.
     """
+    blocks = []
+    for item in media:
+        grid = grid_positions(item, merge_size, item.seconds_per_temporal_patch * tokens_per_second)
+        blocks.append(PositionBlock(grid, int(grid.max()) + 1))
+    return place_blocks(input_ids, blocks, media_tokens)
+
+
+def place_blocks(input_ids: Tensor, blocks: Sequence[PositionBlock], media_tokens: set[int]) -> Tensor:
+    """[3, T] positions of a prompt of [T] tokens, with the blocks of its media placeholders in their order."""
     is_media = torch.isin(input_ids, torch.tensor(sorted(media_tokens)))
     placeholders = is_media.nonzero()[:, 0].tolist()
     parts = []
     start = 0  # position of the next token
     token = 0  # its index
     seen = 0  # placeholders behind us
-    for item in media:
+    for grid, reach in blocks:
         num_text = placeholders[seen] - token
         parts.append(torch.arange(start, start + num_text).expand(3, -1))
         start += num_text
-        grid = grid_positions(item, merge_size, item.seconds_per_temporal_patch * tokens_per_second)
         parts.append(grid + start)
         seen += grid.shape[1]
         token += num_text + grid.shape[1]
-        start = int(parts[-1].max()) + 1
+        start += reach
     parts.append(torch.arange(start, start + len(input_ids) - token).expand(3, -1))
     return torch.cat(parts, dim=1)
 

@@ -7,14 +7,13 @@ MLP's. A video's temporal patches stand one position apart, however many seconds
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from typing_extensions import override
 
 from longrl.models.base import CausalFamily
-from longrl.models.mrope import mrope_positions
+from longrl.models.mrope import place_blocks
 from longrl.models.planning_sizes import TextSizes, VisionSizes
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.types import Media
@@ -35,10 +34,8 @@ class Qwen2VLFamily(Qwen2_5_VLFamily):
 
     @override
     def position_ids(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
-        even = [replace(self.coarse(item), seconds_per_temporal_patch=1.0) for item in media]
-        merge_size = self.config.vision_config.spatial_merge_size
-        media_tokens = set(self.media_token_ids().values())
-        return mrope_positions(input_ids, even, media_tokens, merge_size, tokens_per_second=1)
+        blocks = [self.position_block(item, step=1) for item in media]
+        return place_blocks(input_ids, blocks, set(self.media_token_ids().values()))
 
     @override
     def planning_sizes(self) -> tuple[TextSizes, VisionSizes | None]:

@@ -63,6 +63,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
     training_options = ("freeze_audio_encoder",)
     encoder_configs = ("vision_config", "audio_config")
     ignored_weight_prefixes = ("talker.", "token2wav.")
+    merges_tokens = False
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,16 +18,14 @@ from typing_extensions import override
 
 from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.models.building import OWN_WEIGHTS
-from longrl.models.feature_pooling import FeaturePooling
-from longrl.models.mrope import mrope_positions
+from longrl.models.fewer_tokens import FewerTokens
+from longrl.models.mrope import place_blocks
 from longrl.models.patching import GridTHW
 from longrl.models.planning_sizes import TextSizes, VisionSizes
-from longrl.models.processor_family import ProcessorFamily
-from longrl.models.reading import RendersPrompts
 from longrl.types import Frames, Media, MediaKind, Prompt
 
 
-class Qwen2_5_VLFamily(ProcessorFamily):
+class Qwen2_5_VLFamily(FewerTokens):
     """Qwen2.5-VL of any size.
 
     Args:
@@ -38,12 +36,10 @@ class Qwen2_5_VLFamily(ProcessorFamily):
             frames of a temporal patch count each: it is twice the `total_pixels` of qwen-vl-utils.
         max_video_tokens: the same budget in tokens, in the place of `max_video_pixels`; as Qwen counts, the two frames
             of a temporal patch are one. Behind pooling, but for the edges that a pool does not fill.
-        temporal_pool: temporal patches of a video (two frames each) whose features are averaged into one; None is 1.
-        spatial_pool: side of the square of a frame's features that are averaged into one; None is 1.
         freeze_vision_encoder: leave the vision encoder as it is; its features are then encoded once per step, without
             gradient.
         max_patches_per_encode: patches the encoder reads in one call, which bounds its memory.
-        kwargs: see `CausalFamily`.
+        kwargs: see `FewerTokens` and `CausalFamily`.
 
     Example:
         `Qwen2_5_VLFamily(model="Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16", max_pixels=128 * 28 * 28)`
@@ -56,7 +52,6 @@ class Qwen2_5_VLFamily(ProcessorFamily):
         "min_pixels", "max_pixels", "max_video_pixels", "max_video_tokens", "max_patches_per_encode",
     )  # fmt: skip
     training_options: ClassVar[tuple[str, ...]] = ("freeze_vision_encoder",)
-    later_options = (*RendersPrompts.later_options, "temporal_pool", "spatial_pool")
     media_enter_whole = True
     encoder_configs: ClassVar[tuple[str, ...]] = ("vision_config",)
     """Sub-configs of the encoders whose sequences lie end to end: each layer attends in one call."""
@@ -70,13 +65,10 @@ class Qwen2_5_VLFamily(ProcessorFamily):
         freeze_vision_encoder: bool = True,
         max_patches_per_encode: int = 1 << 16,
         max_video_tokens: int | None = None,
-        temporal_pool: int | None = None,
-        spatial_pool: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, **kwargs)
-        counts = ("max_video_pixels", "max_patches_per_encode", "temporal_pool", "spatial_pool")
-        check_ranges(locals(), "model.family.init_args.", **dict.fromkeys(counts, COUNT))
+        check_ranges(locals(), "model.family.init_args.", max_video_pixels=COUNT, max_patches_per_encode=COUNT)
         if not 0 < min_pixels <= max_pixels:
             raise ValueError(f"min_pixels={min_pixels} must be positive and at most max_pixels={max_pixels}")
         self.min_pixels = min_pixels
@@ -90,9 +82,6 @@ class Qwen2_5_VLFamily(ProcessorFamily):
         self.max_video_tokens = max_video_tokens
         self.freeze_vision_encoder = freeze_vision_encoder
         self.max_patches_per_encode = max_patches_per_encode
-        self.temporal_pool = temporal_pool
-        self.spatial_pool = spatial_pool
-        self.pooling = FeaturePooling(temporal_pool or 1, spatial_pool or 1)
 
     # -- building ------------------------------------------------------------------------------------------------
 
@@ -112,20 +101,9 @@ class Qwen2_5_VLFamily(ProcessorFamily):
 
     # -- pixels --------------------------------------------------------------------------------------------------
 
-    @property
-    def frames_per_patch(self) -> int:
-        """Frames that the encoder itself reads as one temporal patch."""
-        return self.config.vision_config.temporal_patch_size
-
-    @property
-    @override
-    def temporal_patch_size(self) -> int:
-        return self.frames_per_patch * self.pooling.time
-
     @override
     def temporal_patches_per_encode(self, media: Media) -> int:
-        _, height, width = media.grid_thw
-        return max(1, self.max_patches_per_encode // (height * width * self.pooling.time))
+        return max(1, self.max_patches_per_encode // self.encoded_patches(media.part(1)))
 
     @override
     def grid(
@@ -154,7 +132,7 @@ class Qwen2_5_VLFamily(ProcessorFamily):
             return self.max_video_pixels
         processor = self.processor.video_processor
         side = processor.patch_size * processor.merge_size * self.pooling.space
-        return self.max_video_tokens * side**2 * self.temporal_patch_size
+        return self.max_video_tokens * side**2 * self.frames_per_pool
 
     @override
     def resize(self, frames: Frames) -> Frames:
@@ -194,25 +172,10 @@ class Qwen2_5_VLFamily(ProcessorFamily):
         return {"image": self.config.image_token_id, "video": self.config.video_token_id}
 
     @override
-    def num_features(self, media: Media) -> int:
-        """Tokens of a media item behind the encoder's spatial merge, and behind pooling."""
-        time, height, width = self.coarse(media).grid_thw
-        return time * height * width // self.config.vision_config.spatial_merge_size**2
-
-    def coarse(self, media: Media) -> Media:
-        """The item with the grid that positions and engines know: as if the encoder gave the pooled features itself."""
-        return self.pooling.coarse(media, self.config.vision_config.spatial_merge_size)
-
-    @override
     def position_ids(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
-        vision = self.config.vision_config
-        return mrope_positions(
-            input_ids,
-            [self.coarse(item) for item in media],
-            set(self.media_token_ids().values()),
-            merge_size=vision.spatial_merge_size,
-            tokens_per_second=vision.tokens_per_second,
-        )
+        rate = self.config.vision_config.tokens_per_second
+        blocks = [self.position_block(item, item.seconds_per_temporal_patch * rate) for item in media]
+        return place_blocks(input_ids, blocks, set(self.media_token_ids().values()))
 
     # -- features ------------------------------------------------------------------------------------------------
 
@@ -228,17 +191,16 @@ class Qwen2_5_VLFamily(ProcessorFamily):
 
     @property
     @override
-    def feature_size(self) -> int:
+    def read_size(self) -> int:
         levels = getattr(self.config.vision_config, "deepstack_visual_indexes", ())  # Qwen3-VL's
-        return super().feature_size * (1 + len(levels))
+        return super().read_size * (1 + len(levels))
 
     @override
     def encoder_settings(self) -> dict[str, Any]:
-        return {
+        return super().encoder_settings() | {
             "image_processor": self.processor.image_processor.to_dict(),
             "video_processor": self.processor.video_processor.to_dict(),
             "vision_config": structure_of(self.config.vision_config),
-            **({} if self.pooling == FeaturePooling() else {"pooling": asdict(self.pooling)}),
         }
 
     @override
@@ -269,7 +231,7 @@ class Qwen2_5_VLFamily(ProcessorFamily):
             shapes = [(time, height // merge, width // merge) for time, height, width in grids]
             parts = rows.split([math.prod(shape) for shape in shapes])
             for item, part, shape in zip(call, parts, shapes, strict=True):
-                features.append(self.pooling.average(part, shape) if item.kind == "video" else part)
+                features.append(self.reduced(item, part, shape))
         return features
 
     def _encoded_grid(self, media: Media) -> GridTHW:
@@ -293,15 +255,11 @@ class Qwen2_5_VLFamily(ProcessorFamily):
         )
         return super().planning_sizes()[0], encoder
 
-    @override
-    def encoded_patches(self, media: Media) -> int:
-        pooled = self.pooling.time if media.kind == "video" else 1
-        return pooled * super().encoded_patches(media)
-
     # -- rollout engines -----------------------------------------------------------------------------------------
 
     @override
     def engine_options(self) -> dict[str, Any]:
+        self.refuse_merging("vLLM")
         # No media but features: vLLM builds no vision encoder, and measures none.
         return {"enable_mm_embeds": True, "limit_mm_per_prompt": dict.fromkeys(("image", "video"), 0)}
 
@@ -315,6 +273,7 @@ class Qwen2_5_VLFamily(ProcessorFamily):
 
         vLLM keeps features by the ids given here; what they are made of is in the media's keys.
         """
+        self.refuse_merging("vLLM")
         data: dict[str, dict[str, Any]] = {}
         names: dict[str, list[str]] = {}
         for kind in ("image", "video"):

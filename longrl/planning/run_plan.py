@@ -294,7 +294,7 @@ def frames_rule(family: CausalFamily, options: PlanOptions, fps: float) -> memor
         encoder = plan.sizes.vision_encoder
         media_tokens = family.num_features(item)
         sound_tokens = family.sound_tokens(frames / fps)
-        time_tokens = family.time_tokens(range(0, frames, item.temporal_patch_size))
+        time_tokens = family.time_tokens(item.timestamps)
         sized = replace(
             plan,
             frames=frames,
