@@ -42,6 +42,7 @@ from longrl.datamodules.rows.other_schemas import suggest_row_function
 from longrl.datamodules.rows.pairs import pair_row
 from longrl.datamodules.rows.question_rows import ROW_ARGUMENTS, RowFunction, make_rows, row_or_error
 from longrl.datamodules.rows.sources import media_root_of
+from longrl.datamodules.selection.frame_selection import FrameSelection
 from longrl.io.functions import import_function
 from longrl.models.reading import RendersPrompts
 from longrl.packing.lengths import LengthLimit
@@ -77,6 +78,7 @@ class LongVideoReason(StreamedData):
             right option, for models too small to find its letter (rewards take either).
         answer_template: SFT target of a row without reasoning.
         video: which frames of a video are read.
+        selection: what chooses so many frames of a video for a question (docs/selection.md); None goes by time.
         subtitles: which subtitles of a video are shown.
         teacher_view: what a teacher (`model.teacher`) is shown of training rows where it sees more than the policy:
             more frames, subtitles, or by its own question the answer. By default it sees the same.
@@ -131,6 +133,7 @@ class LongVideoReason(StreamedData):
         response_template: str = DEFAULT_RESPONSE,
         answer_template: str = "{answer}",
         video: VideoSampling = DEFAULT_SAMPLING,
+        selection: FrameSelection | None = None,
         subtitles: Subtitles = NO_SUBTITLES,
         teacher_view: TeacherView | None = None,
         blind: bool = False,
@@ -199,6 +202,7 @@ class LongVideoReason(StreamedData):
         self.renderer = RowRenderer(
             family=family,
             video=video,
+            selection=selection,
             stage=stage,
             question_template=question_template,
             response_template=response_template,

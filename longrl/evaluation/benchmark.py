@@ -127,6 +127,11 @@ class Evaluation:
                 f"--frames={config.frames} samples frames here, and the policy's video_as=video leaves that to its "
                 "server; set video_as to frames, or tell the server by endpoint.extra"
             )
+        if self.data.renderer.selection is not None and not policy.samples_frames:
+            raise ValueError(
+                "data.selection chooses frames here, and the policy's video_as=video leaves that to its server; set "
+                "video_as to frames, or leave data.selection out"
+            )
         self._check_shuffled()
         protocol = config.protocol
         rule, figures, form = protocol.scoring_rule(), protocol.figures_function(), protocol.submission_form()
@@ -223,7 +228,9 @@ class Evaluation:
         if plain.blind and self.config.frames:
             raise ValueError(f"--frames={self.config.frames} shows frames and data.blind none; set one of them")
         # Whatever the rule for frames is, a blind policy is shown none.
-        blind = Condition(BLIND, replace(plain, blind=True, shuffle_frames=False, video=type(plain.video)()))
+        blind = Condition(
+            BLIND, replace(plain, blind=True, shuffle_frames=False, selection=None, video=type(plain.video)())
+        )
         if plain.blind:
             return [blind]
         conditions = []

@@ -147,7 +147,8 @@ def list_protocol_facts(results: Mapping[str, Any]) -> dict[str, str]:
     for name, condition in results["conditions"].items():
         reading, shown = condition["reading"], condition["shown"]
         if not reading["blind"]:
-            frames.append(f"{name}: {_in_words(shown['frames']) or unknown} ({list_values(reading['video'])})")
+            chosen = f"; selection: {list_values(reading['selection'])}" if "selection" in reading else ""
+            frames.append(f"{name}: {_in_words(shown['frames']) or unknown} ({list_values(reading['video'])}{chosen})")
         if shown["prompt_tokens"]:
             media = f", {_in_words(shown['media_tokens'])} of media" if shown["media_tokens"] else ""
             tokens.append(f"{name}: {_in_words(shown['prompt_tokens'])}{media}")

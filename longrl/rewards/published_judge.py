@@ -107,8 +107,8 @@ class PublishedJudge(Judge):
         return lenient_text(completion.text)
 
     def request(self, row: Row, answer: str) -> Request:
-        """The request about an answer, behind its task's system message."""
-        asked = super().request(row, answer)
+        """The request about an answer, behind its task's system message; the metadata may word the question for it."""
+        asked = super().request(replace(row, problem=str(row.metadata.get("asked_of_judge", row.problem))), answer)
         return replace(asked, messages=({"role": "system", "content": self.systems[row.task]}, *asked.messages))
 
     def value_of(self, reply: Reply) -> float:

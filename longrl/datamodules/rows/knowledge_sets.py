@@ -71,15 +71,14 @@ MMVU_ASKS = {
 
 def video_mmmu_rows(record: Record, index: int, media_root: str | None = None) -> list[Row | ValueError]:
     """All questions of a file of VideoMMMU (arXiv:2501.13826), whose one record is a track with questions by number."""
-    track = str(record.get(NAME_FIELD) or "").lower()
-    if track not in TRACKS:
+    name = str(record.get(NAME_FIELD) or "").lower()
+    track = next((one for one in TRACKS if one == name), None)
+    if track is None:
         raise ValueError(
             f"record {index} must be a track of VideoMMMU, {', '.join(TRACKS)}, with its questions by number, got "
-            f"{track!r}; of a hub id set data.row_function to video_mmmu_{{track}}_row"
+            f"{name!r}; of a hub id set data.row_function to video_mmmu_{{track}}_row"
         )
-    named = next(one for one in TRACKS if one == track)
-    items = [item for name, item in record.items() if name != NAME_FIELD]
-    return each_row(items, lambda item, position: _video_mmmu_row(item, position, media_root, named))
+    return each_row(_questions(record), lambda item, number: _video_mmmu_row(item, number, media_root, track))
 
 
 def video_mmmu_perception_row(record: Record, index: int, media_root: str | None = None) -> Row:
@@ -98,12 +97,21 @@ def video_mmmu_adaptation_row(record: Record, index: int, media_root: str | None
 
 
 def video_mmmu_gain_rows(record: Record, index: int, media_root: str | None = None) -> list[Row | ValueError]:
-    """The same question twice, with its video and with its image alone: what the video teaches.
+    """Questions of the third track twice, with their video and with their image alone: what the video teaches.
 
-    The image is the record's (`image 1`), else the video `question_only/ID_image.mp4`, which shows nothing else.
+    The image is the record's (`image 1`), else the video `question_only/ID_image.mp4`, which shows nothing else. The
+    record is a question, or as in the file the whole track.
     """
     tracks: tuple[Track, ...] = ("adaptation", "question only")
-    return each_row(tracks, lambda track, _: _video_mmmu_row(record, index, media_root, track))
+    asked = [(item, track) for item in _questions(record) for track in tracks]
+    return each_row(asked, lambda pair, _: _video_mmmu_row(pair[0], index, media_root, pair[1]))
+
+
+def _questions(record: Record) -> list[Record]:
+    """The questions of a track by number; a record that is one question is that."""
+    if NAME_FIELD not in record:
+        return [record]
+    return [item for name, item in record.items() if name != NAME_FIELD]
 
 
 def _video_mmmu_row(record: Mapping[str, Any], index: int, media_root: str | None, track: Track) -> Row:
@@ -114,10 +122,13 @@ def _video_mmmu_row(record: Mapping[str, Any], index: int, media_root: str | Non
     asked = "\n".join([question, *lettered_options(options)])
     if track == "adaptation":
         asked = ADAPTATION_ASKS[bool(options)] + asked
-    elif track != "question only":
+    elif track == "question only":
+        asked += "" if options else "\n"
+    else:
         asked += IGNORE_QUIZ
     answers = _accepted(text_field(record, "answer", index))
-    task = "multiple_choice" if options else "exact" if number(answers[0]) is None else "numeric"
+    is_number = len(answers) == 1 and number(answers[0]) is not None
+    task = "multiple_choice" if options else "numeric" if is_number else "exact"
     fields: dict[str, Any] = {
         "id": f"{name}/{track}",
         "options": options or None,
@@ -177,6 +188,7 @@ def mmvu_row(record: Record, index: int, media_root: str | None = None) -> Row:
             "kind": str(record.get("question_type")),
             "asked": "\n".join([f"Question: {question}", *lines]),
             "instruction": MMVU_ASKS[is_choice],
+            "asked_of_judge": "\n".join([question, "", "Options:", *lines]) if is_choice else question,
         },
     }
     return video_row(record, index, media_root, path, fields)

@@ -107,7 +107,7 @@ def test_an_hour_is_thinned_to_the_maximum():
         ({"fps": float("nan")}, "fps must be above 0"),
         ({"min_frames": 0}, "1 <= min_frames <= max_frames, got 0"),
         ({"min_frames": 9, "max_frames": 8}, "got 9 and 8"),
-        ({"moments": "start"}, "moments must be middles or ends or inner or whole_steps, got 'start'"),
+        ({"moments": "start"}, "moments must be middles or ends or inner or starts or whole_steps, got 'start'"),
         ({"rounding": "nearest"}, "the first to the last, and moments is middles; set moments to ends"),
         ({"multiple_of": 3}, "divide num_frames, min_frames and max_frames, got 3 for None, 4 and 768"),
         ({"fps": None, "num_frames": 1000}, "num_frames=1000 must lie between min_frames=4 and max_frames=768"),
