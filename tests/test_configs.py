@@ -23,6 +23,7 @@ from longrl.commands.trainer import LongRLCLI
 from longrl.datamodules.loading.curriculum import Curriculum
 from longrl.datamodules.loading.mixing import DataSource
 from longrl.datamodules.longvideo_reason import DEFAULT_ROW_FUNCTION
+from longrl.datamodules.selection import FrameSelection
 from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.diffusion.prompt_files import PromptFiles
 from longrl.engines.rollout_engine import RolloutEngine
@@ -70,7 +71,7 @@ BY_RECORDS = {"activitynet_qa", "cg_bench", "charades_sta", "mmvu", "timelens", 
 """Evaluations that tests/evaluation/test_benchmark_sets.py asks and scores, by records of their own form."""
 KINDS = (
     "algorithm", "async", "curriculum", "data", "environment", "family", "policy", "preference", "reward", "rollout",
-    "signals", "trainer",
+    "selection", "signals", "trainer",
 )  # fmt: skip
 PIECES = {kind: sorted(CONFIGS.glob(f"{kind}/*.yaml")) for kind in KINDS}
 FLOW_FAMILIES = [path for path in PIECES["family"] if path.stem.startswith(("sd3", "wan"))]
@@ -78,7 +79,7 @@ PROMPT_FILES = [path for path in PIECES["data"] if path.stem in ("geneval", "ocr
 """Data pieces of `PromptFiles`; the others are of `LongVideoReason`."""
 TYPES = {
     "algorithm": Algorithm, "curriculum": Curriculum, "environment": EnvironmentSettings, "family": CausalFamily,
-    "preference": Preference, "reward": RewardSum, "rollout": RolloutEngine,
+    "preference": Preference, "reward": RewardSum, "rollout": RolloutEngine, "selection": FrameSelection,
 }  # fmt: skip
 """Of the pieces that are values; the others are groups of options."""
 ON_CPU = f"--trainer={CONFIGS / 'trainer' / 'cpu.yaml'}"
@@ -212,6 +213,13 @@ def test_subtitles_are_switched_on_by_one_option(tmp_path):
     ).datamodule
     assert data.renderer.subtitles.source == str(tmp_path)
     assert (data.renderer.subtitles.max_chars, data.renderer.subtitles.lines) == (20000, "frames")
+
+
+def test_a_selection_lies_over_a_recipe():
+    path = CONFIGS / "selection" / "details.yaml"
+    data = built("--config", VIDEO, ON_CPU, f"--data.selection={path}").datamodule
+    assert data.renderer.selection == piece(path)
+    assert data.renderer.selection.detail_frames == 8
 
 
 @files(PROMPT_FILES)

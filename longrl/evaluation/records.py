@@ -55,7 +55,7 @@ def group_records(
                 "sample": index,
                 "task": row.task,
                 "category": row.category,
-                "breakdowns": {name: str(row.metadata.get(name, "none")) for name in breakdowns},
+                "breakdowns": {name: field_value(row, name) for name in breakdowns},
                 "video": video_name(row),
                 "answer": row.answer,
                 "prediction": completion.text,
@@ -76,6 +76,12 @@ def group_records(
             value = _judge(rule, completion, row)
             records[-1] |= {"correct_by_rule": value >= CORRECT_FROM, "accuracy_by_rule": value}
     return records
+
+
+def field_value(row: Row, name: str) -> str | list[str]:
+    """What a row's metadata says under a name, "none" where nothing is; a list where it says several things."""
+    value = row.metadata.get(name, "none")
+    return [str(one) for one in value] if isinstance(value, list | tuple) and value else str(value)
 
 
 def video_name(row: Row) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from longrl.chat.endpoint import Reply, Request
 from longrl.io.functions import FunctionOrPath, resolve_function
 from longrl.rewards.answers import lenient_text
-from longrl.rewards.judge import Judge, JudgementFailed
+from longrl.rewards.judge import SCORE, SCORE_FORM, Judge, JudgementFailed
 from longrl.types import Completion, Row
 
 PRED = re.compile(r"""['"]pred['"]\s*:\s*['"]([^'"]*)""")
@@ -57,6 +57,18 @@ def correct_flag(reply: str) -> float:
     if found is None:
         raise JudgementFailed(f'the judge\'s reply must have "correct": true or false, got {reply[-200:]!r}')
     return float(found[1].lower() == "true")
+
+
+def score_line(reply: str) -> float:
+    """The number from 0 to 1 of the last "SCORE: 0.7" in a reply, for judges in longrl's own words.
+
+    Raises:
+        JudgementFailed: it has none.
+    """
+    found = SCORE.findall(reply)
+    if not found or float(found[-1]) > 1.0:
+        raise JudgementFailed(f"the judge's reply has no score; wanted is {SCORE_FORM}, got {reply[-200:]!r}")
+    return float(found[-1])
 
 
 @dataclass(frozen=True)

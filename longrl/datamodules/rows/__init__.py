@@ -20,6 +20,14 @@ from longrl.datamodules.rows.knowledge_sets import (
     video_mmmu_rows as video_mmmu_rows,
 )
 from longrl.datamodules.rows.lmms_eval import lmms_eval_row as lmms_eval_row
+from longrl.datamodules.rows.long_video_sets import (
+    longvideobench_hidden_row as longvideobench_hidden_row,
+    longvideobench_row as longvideobench_row,
+    lvbench_rows as lvbench_rows,
+    mlvu_hidden_row as mlvu_hidden_row,
+    mlvu_row as mlvu_row,
+    video_mme_v2_row as video_mme_v2_row,
+)
 from longrl.datamodules.rows.published import (
     canonical_row as canonical_row,
     clevrer_rows as clevrer_rows,
@@ -41,3 +49,10 @@ from longrl.datamodules.rows.question_rows import (
     text_math_row as text_math_row,
 )
 from longrl.datamodules.rows.spatial_sets import vsi_bench_row as vsi_bench_row
+from longrl.datamodules.rows.temporal_sets import (
+    ego_schema_hidden_row as ego_schema_hidden_row,
+    ego_schema_row as ego_schema_row,
+    mvbench_row as mvbench_row,
+    temp_compass_rows as temp_compass_rows,
+    video_holmes_row as video_holmes_row,
+)
