@@ -108,7 +108,7 @@ def activitynet_qa(records: Sequence[Record]) -> dict[str, float]:
             given = [record["rewards"][part] for record in question if part in record["rewards"]]
             if given:
                 by_category[str(question[0]["category"])].append(sum(given) / len(given))
-    figures = {}
+    figures: dict[str, float] = {}
     for part, by_category in parts.items():
         if not by_category:
             continue

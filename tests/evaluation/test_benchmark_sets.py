@@ -15,6 +15,7 @@ import torch
 from longrl.chat.endpoint import Reply
 from longrl.commands.evaluate import parse_evaluation
 from longrl.datamodules import rows as row_functions
+from longrl.datamodules.loading.selected_media import shown_frames
 from longrl.datamodules.media.sampling import VideoSampling, in_parts
 from longrl.datamodules.rows.question_rows import make_rows
 from longrl.datamodules.rows.sources import read_records
@@ -430,6 +431,8 @@ def test_verdicts(verdict, reply, value):
 def test_parts_of_a_video_share_the_frames_by_their_length():
     sampling = in_parts(VideoSampling(fps=None, num_frames=8, min_frames=1, max_frames=8), [[10, 11], [20, 23]])
     assert sampling.at_s == pytest.approx((10.25, 10.75, 20.25, 20.75, 21.25, 21.75, 22.25, 22.75))
+    chosen = shown_frames(object(), Row("r", "?", "A"), "v.mp4", sampling, None, None)
+    assert chosen.sampling is sampling  # whatever a selection would choose
     few = in_parts(sampling, [[0, 1], [50, 149]], 4)
     assert few.at_s == pytest.approx((0.5, 66.5, 99.5, 132.5))  # int(4 * 0.99) of the second, one of the first
     with pytest.raises(ValueError, match=r"a part of a video \(span_s, parts_s\) must be two increasing seconds"):

@@ -360,10 +360,10 @@ class RowRenderer:
         return fill_template(template, **values)
 
     def _sound_track(self, path: str, sampling: VideoSampling) -> AudioClip:
-        if sampling.span_s is not None:
+        if sampling.span_s is not None or sampling.at_s is not None:
             raise UnusableSample(
                 path,
-                "a part of its video is asked about (span_s), but a sound track is heard as a whole; set "
+                "a part of its video is asked about (span_s, parts_s), but a sound track is heard as a whole; set "
                 "model.family.init_args.use_audio_in_video to false",
             )
         if path.endswith(FRAME_LIST_SUFFIX):
