@@ -73,8 +73,8 @@ class VideoSampling:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
         if self.moments != "ends" and self.rounding != "down":
             raise ValueError(
-                f"rounding={self.rounding} is of steps from the first frame to the last, and moments is {self.moments}; "
-                "set moments to ends"
+                f"rounding={self.rounding} is of steps from the first frame to the last, and moments is "
+                f"{self.moments}; set moments to ends"
             )
         counts = (self.num_frames or 0, self.min_frames, self.max_frames)
         if self.multiple_of < 1 or any(count % self.multiple_of for count in counts):
