@@ -107,7 +107,8 @@ class HarnessAnswerer:
         media_folder.mkdir(parents=True, exist_ok=True)
         spoken = read_conversation({"messages": messages}, str(media_folder))
         metadata = {} if span_s is None else {"span_s": tuple(span_s)}
-        row = Row(name, spoken.question, "", "free_form", **spoken.media, metadata=metadata)
+        media = {kind: spoken.media.get(kind, ()) for kind in ("images", "videos", "audios")}
+        row = replace(Row(name, spoken.question, "", "free_form", metadata=metadata), **media)
         if self.wording == "task":
             return replace(row, messages=spoken.messages)
         asked = [message["role"] for message in spoken.messages]

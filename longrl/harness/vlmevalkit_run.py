@@ -11,13 +11,14 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 USAGE = "python -m longrl.harness.vlmevalkit_run [NAME=VALUE..] VLMEvalKit/run.py --model longrl --data NAME .."
 
 
-def split_arguments(args: Sequence[str]) -> tuple[dict[str, object], str, list[str]]:
+def split_arguments(args: Sequence[str]) -> tuple[dict[str, Any], str, list[str]]:
     """Options of the model, the script, and its arguments.
 
     Raises:
