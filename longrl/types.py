@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 from typing_extensions import TypeVar
 
@@ -82,7 +82,7 @@ class Row:
     answer: str
     """The ground truth without tags: a letter, a number, or text."""
     task: str = "multiple_choice"
-    """The kind of answer: `multiple_choice`, `math`, `numeric`, `regression`, `exact`, `ocr`, `free_form`,
+    """The kind of answer: `multiple_choice`, `math`, `numeric`, `regression`, `mra`, `exact`, `ocr`, `free_form`,
     `temporal_iou`, `box_iou` or `open_ended`."""
     category: str = "general"
     """Reported on its own in evaluation, e.g. `temporal` or `plot and narrative`."""
@@ -138,6 +138,14 @@ class UnusableSample(ValueError):
     def of_row(self, index: int, row_id: str) -> UnusableSample:
         """The same of a row."""
         return UnusableSample(self.path, self.reason, index, row_id)
+
+
+@runtime_checkable
+class DecodesOnDevice(Protocol):
+    """A `Frames.source` that can be asked to decode where the frames are encoded."""
+
+    def decoded_on(self, device: torch.device) -> Iterator[Frames]:
+        """The pixels, part by part, on that device if they were to be decoded there."""
 
 
 @dataclass(frozen=True)

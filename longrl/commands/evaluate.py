@@ -30,7 +30,7 @@ from longrl.commands.run_settings import (
 from longrl.commands.run_trust import CHECKPOINT_HELP, CHECKPOINT_OPTION, OPTION, TRUST_HELP, is_trusted
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.benchmark import Evaluation, EvaluationConfig
-from longrl.evaluation.benchmark_report import list_remarks, rates_table
+from longrl.evaluation.benchmark_report import figures_table, list_remarks, rates_table
 from longrl.evaluation.graded_tables import TABLE_WIDTH, graded_tables
 from longrl.evaluation.protocol import is_limit, list_protocol_facts
 from longrl.evaluation.result_files import EvaluationFiles
@@ -213,6 +213,10 @@ def show_evaluation(files: EvaluationFiles) -> None:
         console.print(table)
         for graded in graded_tables(outcome.name, summary):
             console.print(graded, width=TABLE_WIDTH)
+    if any(outcome.figures for outcome in files.outcomes):
+        figures = figures_table(files.outcomes)
+        title = f"as {files.results['protocol']['name']} reports it"
+        console.print(make_table(figures.head, figures.rows, title=title))
     for name, text in list_protocol_facts(files.results).items():
         console.print(f"{name}: {text}", highlight=False, soft_wrap=True)
     for text in list_remarks(files.outcomes):

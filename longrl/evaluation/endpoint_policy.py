@@ -57,6 +57,8 @@ class ChatPrompt(Prompt):
 
     text: str = ""
     """The question, perhaps with tags that place the media."""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    """Of a conversation, with all media in their places."""
 
 
 class ChatReader(RendersPrompts):
@@ -108,12 +110,14 @@ class ChatReader(RendersPrompts):
         """
         for item in frames if self.video_as == "video" else ():
             source = item.source
-            if isinstance(source, FileFrames) and source.sampling.span_s is not None:
-                raise UnusableSample(source.path, f"a part of it is asked about (span_s), and {SENT_WHOLE}")
+            if isinstance(source, FileFrames) and (source.sampling.span_s or source.sampling.at_s):
+                raise UnusableSample(source.path, f"a part of it is asked about (span_s, parts_s), and {SENT_WHOLE}")
             if isinstance(source, FileFrames) and source.path.endswith(FRAME_LIST_SUFFIX):
                 raise UnusableSample(source.path, f"it is a list of frames, and {SENT_WHOLE}")
         none = torch.empty(0, dtype=torch.int64)
-        return ChatPrompt(row.id, none, none[None], tuple(map(self.outline_media, frames)), row, text=text)
+        return ChatPrompt(
+            row.id, none, none[None], tuple(map(self.outline_media, frames)), row, text=text, messages=row.messages
+        )
 
 
 class SentFiles:
@@ -300,10 +304,10 @@ def served_model(endpoint: Endpoint) -> dict[str, Any] | None:
 def _messages(prompt: ChatPrompt, max_side: int, video_as: VideoAs) -> tuple[dict[str, Any], ...]:
     """OpenAI's messages: all of a conversation, else the question with its media."""
     media = iter(prompt.media)
-    if prompt.row.messages:
+    if prompt.messages:
         return tuple(
             {"role": message["role"], "content": _content(message["content"], media, max_side, video_as)}
-            for message in _plain_messages(prompt.row.messages)
+            for message in _plain_messages(prompt.messages)
         )
     if not prompt.media:
         return ({"role": "user", "content": literal_text(prompt.text)},)

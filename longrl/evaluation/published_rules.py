@@ -121,22 +121,28 @@ def vlmevalkit_choice(text: str, options: dict[str, str]) -> str | None:
     return worded[0] if len(worded) == 1 else None
 
 
-def lmms_eval_choice(text: str) -> str:
-    """The letter that lmms-eval reads in an answer without its thinking, "" for none."""
+def lmms_eval_choice(text: str, letters: Iterable[str] = LETTERS) -> str:
+    """The letter that lmms-eval reads in an answer without its thinking, "" for none.
+
+    Args:
+        text: the answer.
+        letters: of the options.
+    """
+    letters = tuple(letters)
     text = text.strip()
     for mark in STRIPPED:
         text = text.strip(mark)
     padded = f" {text} "
     bare = padded.strip()
     found: list[tuple[int, int, str]] = []  # trust, place, letter
-    for letter in LETTERS:
+    for letter in letters:
         found += [(trust, padded.rfind(form.format(letter)), letter) for trust, form in FORMS]
         found += [(PHRASE, padded.find(letter, end), letter) for end in _phrase_ends(padded.lower())]
         if re.match(rf"{letter}(?![^\W\d_])", bare):
             found.append((START, 0, letter))
         if re.search(rf"(?<![^\W\d_]){letter}\Z", bare):
             found.append((END, len(padded) - 1, letter))
-    found = [one for one in found if one[1] >= 0] or [(0, padded.rfind(letter), letter) for letter in LETTERS]
+    found = [one for one in found if one[1] >= 0] or [(0, padded.rfind(letter), letter) for letter in letters]
     _, place, letter = max(found, key=lambda one: one[:2])
     return letter if place >= 0 else ""
 

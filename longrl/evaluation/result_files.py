@@ -141,7 +141,11 @@ def write_samples(
         "seed": description["seed"],
         "decode_backend": next(iter(description["conditions"].values()))["reading"]["decoder"],
     }
-    lines = [line for outcome in outcomes for line in sample_lines(outcome, rows, shared)]
+    lines = []
+    for outcome in outcomes:
+        reading = description["conditions"][outcome.name]["reading"]
+        chosen = {"selection": reading["selection"]["name"]} if "selection" in reading else {}
+        lines += list(sample_lines(outcome, rows, shared | chosen))
     write_jsonl(folder / SAMPLES_FILE, lines)
     return lines
 

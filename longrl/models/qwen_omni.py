@@ -32,8 +32,9 @@ from typing_extensions import override
 
 from longrl.models.base import rows_between
 from longrl.models.building import OWN_WEIGHTS
+from longrl.models.mrope import grid_positions
 from longrl.models.planning_sizes import AudioSizes
-from longrl.models.qwen_vl import Qwen2_5_VLFamily, grid_positions, structure_of
+from longrl.models.qwen_vl import Qwen2_5_VLFamily, structure_of
 from longrl.types import AudioClip, Frames, Media, Prompt
 
 BLACK = Frames("image", torch.zeros(1, 3, 56, 56, dtype=torch.uint8), (0.0,), "black")
@@ -62,6 +63,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
     training_options = ("freeze_audio_encoder",)
     encoder_configs = ("vision_config", "audio_config")
     ignored_weight_prefixes = ("talker.", "token2wav.")
+    merges_tokens = False
 
     def __init__(
         self,
@@ -260,7 +262,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
 
     def _grid_positions(self, media: Media) -> Tensor:
         step = media.seconds_per_temporal_patch * self.config.position_id_per_seconds
-        return grid_positions(media, self.config.vision_config.spatial_merge_size, step)
+        return grid_positions(self.coarse(media), self.config.vision_config.spatial_merge_size, step)
 
     def _pieces(self, media: Media) -> list[tuple[str, slice]]:
         """Which features of a video and of its track follow one another: chunk by chunk, the video's first."""

@@ -254,9 +254,13 @@ class Plan:
     spatial_patches: int = 0
     """Patches of one temporal patch: height times width of the grid."""
     encoded_together: int | None = None
-    """Temporal patches that the encoder reads in one call; None for all."""
+    """Temporal patches, or pools of them, that the encoder reads in one call; None for all."""
     pooled_frames: int = 1
-    """Frames whose features are averaged into one behind the encoder."""
+    """Frames whose features are averaged into one behind the encoder, or temporal patches of several frames."""
+    encoded_patches: int | None = None
+    """Patches of a prompt's media; None is what its features are made of, where pooling in time alone is counted."""
+    cell_patches: int | None = None
+    """Patches that are pooled in time and stay on one rank; None is `spatial_patches`."""
     num_generations: int = 8
     completion_tokens: int = 1024
     """S, sampled and shown."""
@@ -348,15 +352,22 @@ class Plan:
     @property
     def patches(self) -> int:
         """Patches of a prompt's media."""
+        if self.encoded_patches is not None:
+            return self.encoded_patches
         merge = self.sizes.vision_encoder.merge if self.sizes.vision_encoder else 0
         return round(self.media_tokens * self.pooled_frames * merge)
 
     @property
     def local_patches(self) -> int:
-        """Patches of a prompt's media on the rank that has most: no temporal patch is shared."""
+        """Patches of a prompt's media on the rank that has most: no temporal patch is shared, and no pool of them."""
         if not self.spatial_patches:
             return 0
-        return math.ceil(self.patches // self.spatial_patches / self.sp_group) * self.spatial_patches
+        return math.ceil(self.patches // self.shared_patches / self.sp_group) * self.shared_patches
+
+    @property
+    def shared_patches(self) -> int:
+        """Patches of the piece of a video that no two ranks share, and that no two calls of the encoder do."""
+        return self.cell_patches or self.spatial_patches
 
     @functools.cached_property
     def delta_heads(self) -> HeadLayout:

@@ -12,7 +12,7 @@ from tests.evaluation.scripted import evaluated
 def test_the_gain_is_printed_and_written(tmp_path, capsys):
     a, b = tmp_path / "a", tmp_path / "b"
     evaluated(a, policy="Mixed")
-    evaluated(b, says="<answer>{gold}</answer>")
+    evaluated(b, "--data.selection=longrl.datamodules.selection.KeyFrames", says="<answer>{gold}</answer>")
     capsys.readouterr()
     main(["compare", str(a), str(b), "--out", str(tmp_path / "c.json")])
     printed = capsys.readouterr().out
@@ -21,6 +21,7 @@ def test_the_gain_is_printed_and_written(tmp_path, capsys):
     found = compare_folders(a, b)["video"]
     assert json.loads((tmp_path / "c.json").read_text())["video"]["won"] == found.won
     assert f"won: {', '.join(found.won)}" in printed
+    assert 'not asked alike: reading.selection was null, is {"name": "KeyFrames", ' in printed
 
     # The same once more is no loss, another one would be.
     main(["compare", str(a), str(b), "--out", str(tmp_path / "c.json")])

@@ -174,6 +174,22 @@ def test_the_engine_is_the_trainer_after_every_step(started):
         optimizer.zero_grad()
 
 
+@pytest.mark.parametrize("started", ["qwen2.5-vl", "qwen3-vl"], indirect=True)
+def test_pooled_features_stand_where_vllm_puts_them(started):
+    """Of frames of 3 x 3 features: pools in space that are not full, and of seven temporal patches one alone."""
+    family, vllm = started
+    side = 28 if type(family) is Qwen2_5_VLFamily else 32
+    sizes = {"min_pixels": side * side, "max_pixels": 9 * side * side, "temporal_pool": 2, "spatial_pool": 2}
+    pooled = type(family)(family.model_path, random_init=True, **sizes)
+    model = pooled.build()
+    prompts = [*mixed_prompts(pooled), pooled.render(row("odd"), "<video> <video>?", [frames(14, 96, 96), frames(5)])]
+    features = FeatureCache(pooled).get_or_encode(model, prompts)
+    vllm._step = None
+    vllm.sync(pooled, model, 7)
+    found = vllm.generate(pooled, model, prompts, features, GREEDY, seed=0)
+    assert gap(pooled, model, prompts, features, found) < 1e-4
+
+
 @pytest.fixture
 def in_step(started):
     """Family, engine, model with features and weights of step 100, and prompts."""

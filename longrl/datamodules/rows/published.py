@@ -46,7 +46,7 @@ CHOOSE_ALL = (
     "with 'none'."
 )
 TASKS = (
-    "multiple_choice", "math", "numeric", "exact", "temporal_iou", "box_iou", "regression", "ocr", "free_form",
+    "multiple_choice", "math", "numeric", "exact", "temporal_iou", "box_iou", "regression", "mra", "ocr", "free_form",
     "open_ended",
 )  # fmt: skip
 VIDEO_R1_TASKS = {
@@ -110,7 +110,7 @@ def lmms_eval_row(record: Record, index: int, media_root: str | None = None) -> 
         ),
         "metadata": {"video_id": first_field(doc, "videoID", "video_id", default=Path(str(video)).stem)} | known,
     }
-    return _video_row(named, index, media_root, str(video), fields)
+    return video_row(named, index, media_root, str(video), fields)
 
 
 def _options(doc: Mapping[str, Any]) -> Sequence[object]:
@@ -140,7 +140,7 @@ def video_mme_row(record: Record, index: int, media_root: str | None = None) -> 
         "category": text_field(record, "duration", index),
         "metadata": {name: record.get(name) for name in ("duration", "domain", "sub_category", "task_type")},
     }
-    return _video_row(record, index, media_root, text_field(record, "videoID", index), fields)
+    return video_row(record, index, media_root, text_field(record, "videoID", index), fields)
 
 
 def video_r1_row(record: Record, index: int, media_root: str | None = None) -> Row:
@@ -186,9 +186,9 @@ def llava_video_rows(record: Record, index: int, media_root: str | None = None) 
             "category": source,
             "metadata": {"duration": duration[0] if duration else None},
         }
-        return _video_row(record, index, media_root, video, fields)
+        return video_row(record, index, media_root, video, fields)
 
-    return _each(list(zip(turns[::2], turns[1::2], strict=True)), row)
+    return each_row(list(zip(turns[::2], turns[1::2], strict=True)), row)
 
 
 def next_qa_row(record: Record, index: int, media_root: str | None = None) -> Row:
@@ -203,7 +203,7 @@ def next_qa_row(record: Record, index: int, media_root: str | None = None) -> Ro
         "category": NEXT_QA_KINDS.get(kind[:1]),
         "metadata": {"task_type": kind or None},
     }
-    return _video_row(record, index, media_root, video, fields)
+    return video_row(record, index, media_root, video, fields)
 
 
 def perception_test_rows(record: Record, index: int, media_root: str | None = None) -> list[Row | ValueError]:
@@ -224,9 +224,9 @@ def perception_test_rows(record: Record, index: int, media_root: str | None = No
             "category": item.get("area"),
             "metadata": {"task_type": item.get("reasoning"), "tags": item.get("tag")},
         }
-        return _video_row(item, index, media_root, video, fields)
+        return video_row(item, index, media_root, video, fields)
 
-    return _each(record.get("mc_question", [record]), row)
+    return each_row(record.get("mc_question", [record]), row)
 
 
 def clevrer_rows(record: Record, index: int, media_root: str | None = None) -> list[Row | ValueError]:
@@ -245,9 +245,9 @@ def clevrer_rows(record: Record, index: int, media_root: str | None = None) -> l
             "category": text_field(item, "question_type", index),
             "metadata": {"task_type": item.get("question_subtype")},
         }
-        return _video_row(item, index, media_root, video, fields | _clevrer_answer(item, index))
+        return video_row(item, index, media_root, video, fields | _clevrer_answer(item, index))
 
-    return _each(record.get("questions") or [], row)
+    return each_row(record.get("questions") or [], row)
 
 
 def _clevrer_answer(item: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -294,13 +294,13 @@ def star_row(record: Record, index: int, media_root: str | None = None) -> Row:
         "category": name.partition("_")[0],
         "metadata": {"span_s": [start, end]},
     }
-    return _video_row(record, index, media_root, text_field(record, "video_id", index), fields)
+    return video_row(record, index, media_root, text_field(record, "video_id", index), fields)
 
 
 # --------------------------------------------------------------------------------------------------------- the parts
 
 
-def _video_row(
+def video_row(
     record: Mapping[str, Any], index: int, media_root: str | None, video: str, fields: Mapping[str, Any]
 ) -> Row:
     """The row of a question on one video; question and options are the record's unless `fields` has others."""
@@ -310,7 +310,7 @@ def _video_row(
     return question_row(record, index, question, known)
 
 
-def _each(items: Sequence[Any], row: Callable[[Any, int], Row]) -> list[Row | ValueError]:
+def each_row(items: Sequence[Any], row: Callable[[Any, int], Row]) -> list[Row | ValueError]:
     """A row of each item; what is wrong with one takes its place."""
     return [row_or_error(row, item, position) for position, item in enumerate(items)]
 
