@@ -5,6 +5,8 @@ A rank would take seconds to make them, longer than most tests compute. Nothing 
 
 from __future__ import annotations
 
+import gc
+
 import peft  # noqa: F401
 
 import longrl.strategies.mr_sp  # noqa: F401
@@ -16,3 +18,7 @@ for tested in FAMILIES.values():
     family = tested.make()
     family.load_processing()
     family.build()
+
+# Ranks keep all of it: a garbage collector that looks through it would copy the pages that they share, and find nothing.
+gc.freeze()
+gc.set_threshold(10_000, 10, 10)  # as tests/conftest.py
