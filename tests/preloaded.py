@@ -19,6 +19,6 @@ for tested in FAMILIES.values():
     family.load_processing()
     family.build()
 
-# Ranks keep all of it: a garbage collector that looks through it would copy the pages that they share, and find nothing.
+# Ranks keep all of it: a garbage collector that looks through it would copy the pages they share, and find nothing.
 gc.freeze()
 gc.set_threshold(10_000, 10, 10)  # as tests/conftest.py
