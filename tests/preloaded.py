@@ -5,6 +5,7 @@ A rank would take seconds to make them, longer than most tests compute. Nothing 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 
 import peft  # noqa: F401
@@ -13,6 +14,11 @@ import longrl.strategies.mr_sp  # noqa: F401
 import tests.modules.test_policy
 import tests.runs  # noqa: F401
 from tests.families import FAMILIES
+
+with contextlib.suppress(ImportError):  # an extra
+    import vllm.entrypoints.launchers.api_server.entry
+    import vllm.v1.engine.core
+    import vllm.v1.worker.cpu_worker  # noqa: F401
 
 for tested in FAMILIES.values():
     family = tested.make()
