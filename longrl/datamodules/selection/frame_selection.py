@@ -128,7 +128,7 @@ class FrameSelection(abc.ABC):
             return ShownFrames(replace(sampling, at_s=self._moments(video, question, count)))
         count = min(self.detail_frames, len(video))
         moments = tuple(video.times.tolist()) if count == len(video) else self._moments(video, question, count)
-        one = replace(ONE_FRAME, torn=sampling.torn)
+        one = replace(ONE_FRAME, torn=sampling.torn, decoder=sampling.decoder)
         large = VideoPart(path, one, True, None, self.detail_pixels, limits, remote)
         details = tuple(replace(large, sampling=replace(one, at_s=(moment,))) for moment in moments)
         small = None
