@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from longrl.datamodules.media.remote import NO_REMOTE, RemoteMedia
 from longrl.datamodules.media.sampling import VideoSampling, fill_gaps
@@ -178,7 +179,7 @@ def checked_moments(chosen: Sequence[float], video: Candidates, count: int) -> t
     return tuple(moments)
 
 
-def filled(times: Sequence[float], chosen: Sequence[int], count: int) -> list[float]:
+def filled(times: Sequence[float] | NDArray[np.float64], chosen: Sequence[int], count: int) -> list[float]:
     """Times of chosen frames and, until they are `count`, of those farthest from all that are chosen."""
     every = np.asarray(times, dtype=np.float64)
     numbers = sorted(set(map(int, chosen)))
