@@ -203,7 +203,7 @@ class Media:
     seconds_per_temporal_patch: float
     """Seconds between two temporal patches; 0.0 for an image."""
     timestamps: tuple[float, ...]
-    """Mean time of each temporal patch in seconds."""
+    """Mean time of each temporal patch in seconds; of a video whose tokens are merged, of each patch of its windows."""
     key: str
     """Media items with equal keys have equal patches: the feature cache encodes them once."""
     source: Callable[[], Iterator[Frames | AudioClip]] | None = None
