@@ -33,7 +33,7 @@ OTHER_COMMANDS = {
     "compare": ("longrl.commands.compare", "what one evaluation gains over another, question by question"),
     "scoreboard": (
         "longrl.commands.scoreboard",
-        "accuracy of evaluations against their cost, beside published figures",
+        "accuracy of evaluations against cost, beside published figures",
     ),
     "report": ("longrl.commands.report", "curves, alerts and samples of training runs, side by side, as HTML"),
     "replay": ("longrl.commands.replay", "where the first number of a step that was left out is not finite"),

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 DISTANCES = (8, 14, 22, 32)
 """Points from a label's point."""
 DIRECTIONS = ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1), (0, -1))
 """Right first, for a reader goes on there."""
+STEPS = 120
+"""Boxes along a part of a line."""
+MAX_LINE = 50
+"""Corners of a line that labels heed."""
 MARKER = 5.0
 """Half the size of a marker, with room around it."""
 
@@ -25,30 +32,42 @@ class Label:
     x: float
     y: float
     color: str
+    shift: float = 0.0
+    """Points by which the point itself is drawn to the right of x."""
     size: float = 7.5
 
 
-def place_labels(
-    figure: Figure, axes: Axes, labels: Sequence[Label], spans: Sequence[tuple[float, float, float]] = ()
-) -> None:
+@dataclass(frozen=True)
+class Bar:
+    """A vertical line that labels should not hide."""
+
+    x: float
+    low: float
+    high: float
+    shift: float = 0.0
+
+
+def place_labels(figure: Figure, axes: Axes, labels: Sequence[Label], bars: Sequence[Bar] = ()) -> None:
     """Writes labels where they hide least: each other, markers and vertical bars.
 
     Args:
         figure: its layout is done here, so all else is in it already.
         axes: of the points, in whose data the labels lie.
         labels: in the order in which they choose their places.
-        spans: vertical bars (x, low, high).
+        bars: intervals.
     """
     figure.draw_without_rendering()
     to_pixels = axes.transData.transform
     unit = figure.dpi / 72
     taken = []
     for label in labels:
-        x, y = to_pixels((label.x, label.y))
+        x, y = _moved(to_pixels((label.x, label.y)), label.shift * unit)
         taken.append(Bbox.from_extents(x - MARKER * unit, y - MARKER * unit, x + MARKER * unit, y + MARKER * unit))
-    for at, low, high in spans:
-        (x, bottom), (_, top) = to_pixels((at, low)), to_pixels((at, high))
+    for bar in bars:
+        x, bottom = _moved(to_pixels((bar.x, bar.low)), bar.shift * unit)
+        _, top = to_pixels((bar.x, bar.high))
         taken.append(Bbox.from_extents(x - 2 * unit, bottom, x + 2 * unit, top))
+    taken += [box for line in axes.get_lines() if len(line.get_xydata()) < MAX_LINE for box in _along(line)]
     inside = axes.get_window_extent()
     for label in labels:
         text = axes.annotate(
@@ -57,14 +76,28 @@ def place_labels(
         )  # fmt: skip
         text.set_in_layout(False)
         size = text.get_window_extent()
-        point = to_pixels((label.x, label.y))
+        point = _moved(to_pixels((label.x, label.y)), label.shift * unit)
         best = min(
             ((distance * right, distance * up, right, up) for distance in DISTANCES for right, up in DIRECTIONS),
             key=lambda place: _hidden(_box(point, size, place, unit), taken, inside),
         )
         box = _box(point, size, best, unit)
         taken.append(box)
-        text.xyann = ((box.x0 + box.width / 2 - point[0]) / unit, (box.y0 + box.height / 2 - point[1]) / unit)
+        x, y = to_pixels((label.x, label.y))
+        text.xyann = ((box.x0 + box.width / 2 - x) / unit, (box.y0 + box.height / 2 - y) / unit)
+
+
+def _moved(point: Sequence[float], across: float) -> tuple[float, float]:
+    return point[0] + across, point[1]
+
+
+def _along(line: Line2D) -> Iterator[Bbox]:
+    """Small boxes along a line, in pixels."""
+    corners = line.get_transform().transform(line.get_xydata())
+    for start, end in itertools.pairwise(corners):
+        for share in np.linspace(0.0, 1.0, STEPS):
+            x, y = start + share * (end - start)
+            yield Bbox.from_extents(x - 1, y - 1, x + 1, y + 1)
 
 
 def _box(point: Sequence[float], size: Bbox, place: tuple[float, float, float, float], unit: float) -> Bbox:

@@ -60,8 +60,8 @@ class PageTable:
     """Cells: a text, a score with `accuracy`, `low` and `high`, or None for nothing."""
     wraps: bool = False
     """Cells are texts of several lines."""
-    sorts: bool = False
-    """A click on a column's head sorts by it."""
+    dense: bool = False
+    """It has many columns: smaller letters, less room between them."""
 
 
 SectionPart = str | PageTable | Picture

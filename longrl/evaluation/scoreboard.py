@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from longrl.evaluation.published_figures import PublishedBenchmark, PublishedFigure, to_dict
-from longrl.evaluation.scoreboard_rows import FIELDS, ScoreboardGroup, ScoreboardRow
+from longrl.evaluation.scoreboard_rows import FIELDS, SCORE_WORDS, ScoreboardGroup, ScoreboardRow
 from longrl.evaluation.scores import OVERALL, Score
 from longrl.evaluation.setting_words import describe_differences, list_unsaid
 
@@ -108,11 +108,9 @@ def against_published(row: ScoreboardRow, figure: PublishedFigure) -> AgainstPub
     else:
         field_name, score = "scores", row.overall
     rule = (row.results.get("protocol") or {}).get("rule_name")
-    scored_by = {"protocol_scores": rule, "lenient_scores": "the whole answer"}.get(
-        field_name, "what stands in <answer>"
-    )
-    ours = replace(row.setting, scored_by=scored_by)
-    return AgainstPublished(row, figure, score, str(scored_by), describe_differences(ours, figure.setting))
+    words = {"protocol_scores": str(rule), "lenient_scores": SCORE_WORDS["robust"], "scores": SCORE_WORDS["strict"]}
+    ours = replace(row.setting, scored_by=words[field_name])
+    return AgainstPublished(row, figure, score, words[field_name], describe_differences(ours, figure.setting))
 
 
 def nearest_rows(group: ScoreboardGroup, figure: PublishedFigure) -> list[ScoreboardRow]:

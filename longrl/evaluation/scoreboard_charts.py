@@ -10,10 +10,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from longrl.evaluation.charts import run_color
 from longrl.evaluation.curves import decorate
-from longrl.evaluation.label_places import Label, place_labels
+from longrl.evaluation.label_places import Bar, Label, place_labels
 from longrl.evaluation.scoreboard_rows import ScoreboardGroup, ScoreboardRow
 from longrl.evaluation.scores import OVERALL, Score
 
@@ -38,6 +39,14 @@ MAX_NAMED = 14
 INK, SOFT = "#39434d", "#6b7681"
 PUBLISHED = "#8a6d3b"
 MAX_PANELS = 12
+WIDTH = 11.6
+"""Inches of a chart, which fill a page of 1120 pixels."""
+LETTERS = 9.5
+"""Points of letters, which a page shows at two thirds."""
+MARGIN = 0.09
+"""Share of the range of costs that is left free on both sides."""
+DODGE = 4.5
+"""Points from the interval of one run to that of the next at the same cost."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ def plot_against_cost(group: ScoreboardGroup, cost: str, published: Sequence[Pub
     rows = _with_cost(group, cost)
     if not rows:
         return None
-    figure = Figure(figsize=(8.4, 4.6), dpi=130, layout="constrained")
+    figure = Figure(figsize=(WIDTH, 5.4), dpi=130, layout="constrained")
     axes = figure.add_subplot()
     _draw(axes, group, rows, cost, lambda row: row.overall)
     front = pareto_front([(_cost(row, cost), row.overall.accuracy) for row in rows])
@@ -90,9 +99,11 @@ def plot_against_cost(group: ScoreboardGroup, cost: str, published: Sequence[Pub
     decorate(axes, f"Accuracy with 95% intervals against {COST_NAMES[cost]} of a question", "%")
     _scale(axes, cost, [*(_cost(row, cost) for row in rows), *(point.cost for point in published)])
     _limit_heights(axes, [row.overall for row in group.rows], [point.accuracy for point in published], group.majority)
-    axes.set_xlabel(COST_NAMES[cost], fontsize=8, color="#5b6773")
-    figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    place_labels(figure, axes, _labels(rows, cost, published), _obstacles(rows, cost))
+    axes.set_xlabel(COST_NAMES[cost], fontsize=LETTERS, color="#5b6773")
+    axes.tick_params(labelsize=LETTERS)
+    axes.set_title(axes.get_title(loc="left"), loc="left", fontsize=LETTERS + 1, color="#22303c")
+    figure.legend(loc="outside lower center", ncols=5, fontsize=LETTERS, frameon=False)
+    place_labels(figure, axes, _labels(group, rows, cost, published), _bars(group, rows, cost))
     return figure
 
 
@@ -146,11 +157,13 @@ def _panels(names: Sequence[str], draw: Callable[[Axes, str], None]) -> Figure:
     """Small charts in rows of three or so, with one legend."""
     columns = min(len(names), 4 if len(names) in (4, 7, 8) or len(names) > 9 else 3)
     lines = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(8.4, 2.1 * lines + 0.5), dpi=130, layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.5 * lines + 0.5), dpi=130, layout="constrained")
     for place, name in enumerate(names):
-        draw(figure.add_subplot(lines, columns, place + 1), name)
+        axes = figure.add_subplot(lines, columns, place + 1)
+        draw(axes, name)
+        axes.tick_params(labelsize=LETTERS - 1)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=LETTERS, frameon=False)
     return figure
 
 
@@ -159,6 +172,8 @@ def _draw(
     score_of: Callable[[ScoreboardRow], Score],
 ) -> None:  # fmt: skip
     """Points of each run with their intervals, in the order of their costs."""
+    figure = axes.get_figure()
+    assert figure is not None, "it is drawn on one"
     for run, color in _colors(group).items():
         own = sorted((row for row in rows if row.run == run), key=lambda row: _cost(row, cost))
         if not own:
@@ -170,6 +185,7 @@ def _draw(
         axes.errorbar(
             [_cost(row, cost) for row in own], heights, [below, above], color=color, ecolor=color, elinewidth=1,
             capsize=2.5, marker="o", markersize=5, linewidth=1.6, label=run, zorder=2,
+            transform=axes.transData + ScaledTranslation(_dodge(group, run) / 72, 0, figure.dpi_scale_trans),
         )  # fmt: skip
 
 
@@ -184,7 +200,7 @@ def _draw_baselines(
         if score is None:
             continue
         color = SOFT if alone else colors[row.run]
-        label = "no video" if alone else f"no video, {row.run}"
+        label = "no video" if alone else "no video, by run" if row is group.blind[0] else None
         axes.axhline(100 * score.accuracy, color=color, linewidth=1.2, linestyle=(0, (1, 1.5)), label=label, zorder=1)
         if alone:
             low, high = score.interval
@@ -196,25 +212,27 @@ def _draw_baselines(
 
 
 def _scale(axes: Axes, cost: str, values: Sequence[float]) -> None:
-    """A logarithmic axis for costs that differ by much, and readable ticks."""
-    positive = [value for value in values if value > 0]
+    """Limits, a logarithmic axis for costs that differ by much, and readable ticks."""
+    low, high = min(values), max(values)
     unit = EngFormatter(sep="") if cost.endswith("flops") else FuncFormatter(lambda value, _: f"{value:,.5g}")
-    is_log = len(positive) == len(values) and max(positive) >= LOG_FROM * min(positive)
-    if is_log:
+    if low > 0 and high >= LOG_FROM * low:
         axes.set_xscale("log", base=2 if cost == "frames" else 10)
-        distinct = sorted(set(positive))
+        room = (high / low) ** MARGIN
+        axes.set_xlim(low / room, high * room)
+        distinct = sorted(set(values))
         if cost == "frames" and len(distinct) <= 8:
             axes.set_xticks(distinct, [f"{value:,.0f}" for value in distinct])
         else:
-            narrow = max(positive) < 30 * min(positive)
-            axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0) if narrow else (1.0,), numticks=6))
+            subs = (1.0, 2.0, 5.0) if high < 30 * low else (1.0,)
+            axes.xaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=6))
             axes.xaxis.set_major_formatter(unit)
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.tick_params(axis="x", which="minor", length=0)
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(unit)
-    axes.margins(x=0.09)
+        return
+    room = MARGIN * ((high - low) or abs(high) or 1.0)
+    axes.set_xlim(low - room, high + room)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(unit)
 
 
 def _limit_heights(axes: Axes, scores: Sequence[Score], others: Sequence[float], majority: float | None) -> None:
@@ -225,22 +243,33 @@ def _limit_heights(axes: Axes, scores: Sequence[Score], others: Sequence[float],
     axes.set_ylim(max(0, low) - 1, min(100, max(high, low + 20)) + 1)
 
 
-def _labels(rows: Sequence[ScoreboardRow], cost: str, published: Sequence[PublishedPoint]) -> list[Label]:
-    colors = {row.run: None for row in rows}
-    by_number = len(rows) > MAX_NAMED
+def _labels(
+    group: ScoreboardGroup, rows: Sequence[ScoreboardRow], cost: str, published: Sequence[PublishedPoint]
+) -> list[Label]:
+    by_number = len(rows) > MAX_NAMED or (cost == "frames" and len({row.run for row in rows}) > 1)
+    colors = _colors(group)
     labels = []
     for row in rows:
-        text = (
-            f"{row.number}" if by_number or (cost == "frames" and len(colors) > 1) else f"{row.number}: {row.condition}"
+        text = f"{row.number}" if by_number else f"{row.number}: {row.condition}"
+        labels.append(
+            Label(text, _cost(row, cost), 100 * row.overall.accuracy, colors[row.run], shift=_dodge(group, row.run), size=LETTERS)
         )
-        labels.append(Label(text, _cost(row, cost), 100 * row.overall.accuracy, INK))
-    labels += [Label(point.label, point.cost, 100 * point.accuracy, PUBLISHED) for point in published]
+    labels += [Label(point.label, point.cost, 100 * point.accuracy, PUBLISHED, size=LETTERS) for point in published]
     return labels
 
 
-def _obstacles(rows: Sequence[ScoreboardRow], cost: str) -> list[tuple[float, float, float]]:
-    """Intervals as (cost, low, high), which labels should not hide."""
-    return [(_cost(row, cost), 100 * row.overall.interval[0], 100 * row.overall.interval[1]) for row in rows]
+def _bars(group: ScoreboardGroup, rows: Sequence[ScoreboardRow], cost: str) -> list[Bar]:
+    """Intervals, which labels should not hide."""
+    return [
+        Bar(_cost(row, cost), 100 * row.overall.interval[0], 100 * row.overall.interval[1], _dodge(group, row.run))
+        for row in rows
+    ]
+
+
+def _dodge(group: ScoreboardGroup, run: str) -> float:
+    """Points by which a run is drawn to the right, for runs of equal costs not to hide each other."""
+    runs = list(dict.fromkeys(row.run for row in group.shown))
+    return DODGE * (runs.index(run) - (len(runs) - 1) / 2) if run in runs else 0.0
 
 
 def _colors(group: ScoreboardGroup) -> dict[str, str]:

@@ -28,12 +28,13 @@ from longrl.evaluation.scoreboard_charts import (
     plot_other_costs,
 )
 from longrl.evaluation.scoreboard_rows import COSTS, ScoreboardGroup, ScoreboardRow
-from longrl.evaluation.scores import Score
+from longrl.evaluation.scores import OVERALL, Score
 from longrl.evaluation.setting_words import list_unsaid
 from longrl.io.atomic import atomic_write
 
 PAGE_FILE, TABLES_FILE, RESULTS_JSON = "scoreboard.html", "scoreboard.md", "scoreboard.json"
 NOT_RECORDED = "not recorded"
+ROW_HEAD = ("row", "condition")
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 Sections = dict[str, list[SectionPart | Figure]]
 SCORE_NOTES = {
@@ -88,14 +89,14 @@ def _sections(board: Scoreboard, group: ScoreboardGroup, prefix: str) -> Section
         sections[_heading(of_cost)] = [chart, *_left_out(group, cost)]
     sections[_heading(f"{prefix}all rows")] = [accuracy_table(group), _score_note(group)]
     sections[_heading(f"{prefix}cost of a question")] = [cost_table(group), COST_NOTE]
-    others = plot_other_costs(group, [name for name in COSTS if name != cost])
+    others = plot_other_costs(group, [name for name in COSTS if name != cost and "spent" not in name])
     if others is not None:
         sections[_heading(f"{prefix}accuracy against other costs")] = [others]
 
     # 2. By category, and by what else rows were scored by.
     by_category = plot_by_group(group, cost, lambda row: row.scores)
     if by_category is not None:
-        table = group_table(group, {row.number: row.scores for row in group.rows})
+        table = group_table(group, {row.number: _without_overall(row.scores) for row in group.rows})
         sections[_heading(f"{prefix}by category")] = [by_category, table]
     for name in dict.fromkeys(name for row in group.rows for name in row.groups):
         of_rows = {row.number: row.groups.get(name, {}) for row in group.rows}
@@ -119,8 +120,9 @@ def _points(figures: Sequence[PublishedFigure]) -> list[PublishedPoint]:
     points = []
     for figure in figures:
         frames = figure.setting.frames or figure.setting.frames_at_most
+        limit = "" if figure.setting.frames else " (at most)"
         if frames:
-            points.append(PublishedPoint(figure.model.rpartition("/")[2], float(frames), figure.accuracy))
+            points.append(PublishedPoint(f"{figure.model.rpartition('/')[2]}{limit}", float(frames), figure.accuracy))
     return points
 
 
@@ -145,34 +147,27 @@ def _score_note(group: ScoreboardGroup) -> str:
 def accuracy_table(group: ScoreboardGroup) -> PageTable:
     """A line for each row: its scores beside its baselines."""
     rules = {row.results.get("protocol", {}).get("rule_name") for row in group.rows if row.score_of("protocol_scores")}
-    head = ["#", "run", "condition", "model", "strict", "robust", *(["protocol's rule"] if rules else [])]
-    head += ["majority", "over no video", "questions", "failed"]
+    head = [*ROW_HEAD, "model", "strict", "robust", *(["protocol's rule"] if rules else [])]
+    head += ["majority", "strict over no video", "questions", "failed"]
     rows = []
     for row in group.rows:
-        line: list[str | Mapping[str, Any] | None] = [str(row.number), row.run, row.condition, row.setting.model]
+        line: list[str | Mapping[str, Any] | None] = [*_row_cells(row), row.setting.model]
         fields = ("scores", "lenient_scores", *(["protocol_scores"] if rules else []))
         line += [_cell(row.score_of(name)) for name in fields]
         line += [None if row.majority is None else f"{100 * row.majority:.1f}", _gain(row.asked.get("over_blind"))]
         line += [str(row.overall.n), str(sum((row.asked.get("failures") or {}).values()))]
         rows.append(line)
-    return PageTable(head, rows, sorts=True)
+    return PageTable(head, rows, dense=True)
+
+
+def _row_cells(row: ScoreboardRow) -> list[str]:
+    return [f"{row.number}: {row.run}", row.condition]
 
 
 def cost_table(group: ScoreboardGroup) -> PageTable:
     """A line for each row: means of a question."""
-    head = [
-        "#",
-        "run",
-        "condition",
-        "frames",
-        "prompt tokens",
-        "of video",
-        "generated",
-        "decoding",
-        "encoder",
-        "prefill",
-    ]
-    head += ["generating", "in all"]
+    head = [*ROW_HEAD, "frames", "prompt tokens", "of video", "generated tokens"]
+    head += ["decoding", "encoder", "prefill", "generating", "in all"]
     rows = []
     for row in group.rows:
         counted = [format_cost(name, row.cost(name)) for name in ("frames", "prompt_tokens", "media_tokens")]
@@ -182,8 +177,8 @@ def cost_table(group: ScoreboardGroup) -> PageTable:
             _with_spent(row, "encode_flops", "encode_spent_flops"),
         ]
         operations = [format_cost(name, row.cost(name)) for name in ("prefill_flops", "generate_flops", "total_flops")]
-        rows.append([str(row.number), row.run, row.condition, *counted, *spent, *operations])
-    return PageTable(head, rows, sorts=True)
+        rows.append([*_row_cells(row), *counted, *spent, *operations])
+    return PageTable(head, rows, dense=True)
 
 
 def _with_spent(row: ScoreboardRow, name: str, spent: str) -> str:
@@ -206,36 +201,40 @@ def format_cost(name: str, value: float | None) -> str:
 
 
 def group_table(group: ScoreboardGroup, scores: Mapping[int, Mapping[str, Score]]) -> PageTable:
-    """A line for each category or value, a column for each row, by its number."""
-    names = list(dict.fromkeys(name for by_value in scores.values() for name in by_value))
-    rows: list[list[str | Mapping[str, Any] | None]] = []
-    for name in names:
-        found = [scores[row.number].get(name) for row in group.rows]
-        count = max((score.n for score in found if score is not None), default=0)
-        rows.append([name, str(count), *map(_cell, found)])
-    return PageTable(["", "questions", *(f"{row.number}: {row.condition}" for row in group.rows)], rows)
+    """A line for each row, a column for each category or value, with its number of questions."""
+    counts: dict[str, int] = {}
+    for by_value in scores.values():
+        for name, score in by_value.items():
+            counts[name] = max(counts.get(name, 0), score.n)
+    head = [*ROW_HEAD, *(f"{name} (n = {count})" for name, count in counts.items())]
+    rows = [[*_row_cells(row), *(_cell(scores[row.number].get(name)) for name in counts)] for row in group.rows]
+    return PageTable(head, rows, dense=True)
 
 
 def protocol_table(group: ScoreboardGroup) -> PageTable:
-    """A line for each row: protocol, frames, budget, sampling, prompt, and how it differs from the first one."""
+    """A line for each run: protocol, frames, budget, sampling, prompt, and what was not done as in the first row."""
     first = group.rows[0]
     rows = []
-    for row in group.rows:
-        protocol = row.results.get("protocol") or {}
+    for run in dict.fromkeys(row.run for row in group.rows):
+        own = [row for row in group.rows if row.run == run]
+        results = own[0].results
+        protocol = results.get("protocol") or {}
         source = f" ({protocol['source']})" if protocol.get("source") else ""
-        reading = row.asked.get("reading") or {}
-        facts = {
-            "protocol": f"{protocol['name']}{source}" if protocol else NOT_RECORDED,
-            "frames": list_values(reading.get("video") or {}) if not row.blind else "none",
-            "budget": list_values(row.results.get("budget") or {}) or NOT_RECORDED,
-            "sampling": list_values(row.results.get("sampling") or {}) or NOT_RECORDED,
-            "prompt": " ".join((row.setting.prompt or NOT_RECORDED).split()),
+        facts = {"protocol": f"{protocol['name']}{source}" if protocol else NOT_RECORDED}
+        for row in own:
+            video = list_values((row.asked.get("reading") or {}).get("video") or {})
+            facts[f"frames of row {row.number} ({row.condition})"] = "none" if row.blind else video or NOT_RECORDED
+        facts |= {
+            "budget": list_values(results.get("budget") or {}) or NOT_RECORDED,
+            "sampling": list_values(results.get("sampling") or {}) or NOT_RECORDED,
+            "prompt": " ".join((own[0].setting.prompt or NOT_RECORDED).split()),
         }
-        text = "\n".join(f"{name}: {value}" for name, value in facts.items())
-        differences = differences_between(row, first)
-        nothing = "it is the first" if row is first else "nothing that is known"
-        rows.append([f"{row.number}: {row.name}", text, "\n".join(differences) or nothing])
-    return PageTable(["row", "asked so", f"differs from row {first.number} in"], rows, wraps=True)
+        differences = []
+        for row in own:
+            words = ", ".join(differences_between(row, first)) or "nothing that is known"
+            differences.append(f"row {row.number}: {words}" if row is not first else f"row {row.number} is the first")
+        rows.append([run, "\n".join(f"{name}: {value}" for name, value in facts.items()), "\n".join(differences)])
+    return PageTable(["run", "asked so", f"not done as row {first.number}"], rows, wraps=True)
 
 
 def command_table(group: ScoreboardGroup) -> PageTable:
@@ -269,6 +268,10 @@ def _published_parts(group: ScoreboardGroup, figures: Sequence[PublishedFigure])
         "ones come without theirs; scoreboard.json has all rows."
     )
     return [PageTable(["published", "ours", "what was not done alike"], rows, wraps=True), note]
+
+
+def _without_overall(scores: Mapping[str, Score]) -> dict[str, Score]:
+    return {name: score for name, score in scores.items() if name != OVERALL}
 
 
 def _cell(score: Score | None) -> Mapping[str, Any] | None:

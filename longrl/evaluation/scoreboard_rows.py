@@ -136,8 +136,8 @@ def find_evaluations(runs: Iterable[str | Path]) -> list[Path]:
         folders = folders or sorted(path.parent for path in itertools.chain(*below) if _is_evaluation(path.parent))
         if not folders:
             raise ValueError(
-                f"{run} has no results of `evaluate` or `test` ({RESULTS_FILE} and {SAMPLES_FILE}), and no folder in it "
-                "has; name an evaluation that came to its end"
+                f"{run} has no results of `evaluate` or `test` ({RESULTS_FILE} and {SAMPLES_FILE}), nor has a folder "
+                "in it; name an evaluation that came to its end"
             )
         found += folders
     return list({path.resolve(): path for path in found}.values())
@@ -157,7 +157,7 @@ def read_groups(folders: Sequence[Path], score_name: ScoreName = "strict") -> li
     Raises:
         ValueError: no question was answered.
     """
-    names = short_names([folder.parent if folder.name == TEST_FOLDER else folder for folder in folders])
+    names = run_names(folders)
     evaluations: dict[str, list[_Evaluation]] = {}
     for folder, name in zip(folders, names, strict=True):
         results = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
@@ -176,6 +176,18 @@ def read_groups(folders: Sequence[Path], score_name: ScoreName = "strict") -> li
     if not groups:
         raise ValueError(f"no question has a score in {', '.join(map(str, folders))}; look at their reports")
     return groups
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """Names of evaluations by what tells their folders apart: of a/evaluation and b/evaluation `a` and `b`."""
+    parts = [name.split("/") for name in short_names([_run_of(folder) for folder in folders])]
+    while len(parts) > 1 and min(map(len, parts)) > 1 and len({name[-1] for name in parts}) == 1:
+        parts = [name[:-1] for name in parts]
+    return ["/".join(name) for name in parts]
+
+
+def _run_of(folder: Path) -> Path:
+    return folder.parent if folder.name == TEST_FOLDER else folder
 
 
 def _group(rows: Sequence[ScoreboardRow]) -> ScoreboardGroup:

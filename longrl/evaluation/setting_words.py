@@ -124,7 +124,7 @@ def _times(ours: float | None, other: float | None) -> str:
     ratio = other / ours
     if ratio > 1:
         return f" ({ratio:.3g} times as many)"
-    return f" (1/{1 / ratio:.3g} of them)"
+    return f" (1/{1 / ratio:.3g} as many)"
 
 
 def _number(value: float | None) -> str:
