@@ -252,7 +252,14 @@ def _labels(
     for row in rows:
         text = f"{row.number}" if by_number else f"{row.number}: {row.condition}"
         labels.append(
-            Label(text, _cost(row, cost), 100 * row.overall.accuracy, colors[row.run], shift=_dodge(group, row.run), size=LETTERS)
+            Label(
+                text,
+                _cost(row, cost),
+                100 * row.overall.accuracy,
+                colors[row.run],
+                shift=_dodge(group, row.run),
+                size=LETTERS,
+            )
         )
     labels += [Label(point.label, point.cost, 100 * point.accuracy, PUBLISHED, size=LETTERS) for point in published]
     return labels

@@ -250,19 +250,20 @@ def command_table(group: ScoreboardGroup) -> PageTable:
 def _published_parts(group: ScoreboardGroup, figures: Sequence[PublishedFigure]) -> list[SectionPart | Figure]:
     rows = []
     for figure in figures:
-        said = f"{figure.model}: {100 * figure.accuracy:.1f}\n{figure.source}"
-        said += f"\n{figure.note}" if figure.note else ""
+        name = f"{figure.model.rpartition('/')[2]}\n{100 * figure.accuracy:.1f}"
         unsaid = list_unsaid(figure.setting)
+        about = [f"source: {figure.source}", *([figure.note] if figure.note else [])]
+        about += [f"It does not say: {', '.join(unsaid)}."] if unsaid else []
         for row in nearest_rows(group, figure):
             pair = against_published(row, figure)
             low, high = pair.interval
-            points = f"{100 * pair.gain:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-            ours = f"{row.number}: {row.name}\n{100 * pair.score.accuracy:.1f} by {pair.scored_by}\n{points} points"
-            for name, (accuracy, score) in category_score(figure, row).items():
-                ours += f"\n{name}: {100 * score.accuracy:.1f} where {100 * accuracy:.1f} is published"
-            words = [*pair.differences, *([f"It does not say: {', '.join(unsaid)}."] if unsaid else [])]
-            rows.append([said, ours, "\n".join(words) or "asked alike, as far as it says"])
-            said = ""
+            points = f"{100 * pair.gain:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+            ours = f"row {row.number} ({row.run}, {row.condition}): {100 * pair.score.accuracy:.1f}\n{points}"
+            for category, (accuracy, score) in category_score(figure, row).items():
+                ours += f"\n{category}: {100 * score.accuracy:.1f} where {100 * accuracy:.1f} is published"
+            words = pair.differences or ["asked alike, as far as it says"]
+            rows.append([name, ours, "\n".join([*words, *about])])
+            about = []
     note = (
         "Of each run the row whose frames are nearest. A difference has the interval of our figure alone, as published "
         "ones come without theirs; scoreboard.json has all rows."

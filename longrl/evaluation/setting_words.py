@@ -10,7 +10,7 @@ from typing import Any
 from longrl.evaluation.settings import Setting
 
 WORDS: Mapping[str, str] = {
-    "frames": "frames", "fps": "frames a second", "media_tokens": "video tokens", "max_pixels": "pixels of a frame",
+    "frames": "frames", "media_tokens": "video tokens", "max_pixels": "pixels of a frame",
     "prompt": "prompt", "subtitles": "subtitles", "temperature": "sampling",
     "max_completion_tokens": "length of answers", "scored_by": "scoring", "questions": "questions",
 }  # fmt: skip
@@ -40,8 +40,6 @@ def list_unsaid(setting: Setting) -> list[str]:
     known = {item.name for item in fields(setting) if getattr(setting, item.name) is not None}
     known |= {"frames"} if known & {"frames_at_most", "fps"} else set()
     known |= {"media_tokens"} if "media_tokens_at_most" in known else set()
-    # Who says how many frames, and not how many a second, has said what counts.
-    known |= {"fps"} if "frames" in known else set()
     return [words for name, words in WORDS.items() if name not in known]
 
 
