@@ -1,4 +1,4 @@
-"""What a question costs: operations by the text stack's formulas, counts of old lines, and means that say of how many."""
+"""What a question costs: operations by the text stack's formulas, counts of lines of any release, and means."""
 
 import dataclasses
 
@@ -82,7 +82,10 @@ LINE = {
         ({"num_frames": 0, "frame_indices": [], "num_media_tokens": 0}, False, (0, 90, 0, 12)),
         ({"num_frames": 0, "frame_indices": [], "num_media_tokens": None}, True, (0, 90, None, 12)),
         ({"num_frames": 0, "frame_indices": [], "num_media_tokens": None}, False, (None, 90, None, 12)),
-        ({"num_prompt_tokens": 0, "num_completion_tokens": [0, 0], "num_media_tokens": None}, False, (8, None, None, None)),
+        (
+            {"num_prompt_tokens": 0, "num_completion_tokens": [0, 0], "num_media_tokens": None}, False,
+            (8, None, None, None),
+        ),
     ],
     ids=["of an earlier release", "text alone", "a server, blind", "a server that samples", "a server without usage"],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Seconds of decoding travel with a prompt: what it takes alone, and what this run spent, whatever is held or stored."""
+"""Seconds of decoding travel with a prompt: what it takes alone, and what this run spent."""
 
 import dataclasses
 
