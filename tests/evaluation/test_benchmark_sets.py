@@ -19,7 +19,7 @@ from longrl.datamodules.loading.selected_media import shown_frames
 from longrl.datamodules.media.sampling import VideoSampling, in_parts
 from longrl.datamodules.rows.question_rows import make_rows
 from longrl.datamodules.rows.sources import read_records
-from longrl.evaluation import benchmark_rules, benchmark_figures
+from longrl.evaluation import benchmark_figures, benchmark_rules
 from longrl.evaluation.answering import Answer
 from longrl.evaluation.benchmark_report import figures_table
 from longrl.evaluation.endpoint_policy import ChatReader
