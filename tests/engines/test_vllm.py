@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import random
 import sys
 import time
@@ -188,6 +189,28 @@ def test_pooled_features_stand_where_vllm_puts_them(started):
     vllm.sync(pooled, model, 7)
     found = vllm.generate(pooled, model, prompts, features, GREEDY, seed=0)
     assert gap(pooled, model, prompts, features, found) < 1e-4
+
+
+def test_merged_features_stand_where_they_say(tmp_path):
+    """A vLLM that positions are given to; Qwen2.5-VL and Qwen2-VL differ in the class that it is of."""
+    kind = os.environ.get("MERGED", "qwen3-vl")
+    plain = family_of(kind, tmp_path)
+    side = 32 if kind == "qwen3-vl" else 28
+    sizes = {"min_pixels": side * side, "max_pixels": 9 * side * side, "max_kept_tokens": 30, "merge_window": 4}
+    family = type(plain)(plain.model_path, random_init=True, **sizes)
+    model = family.build()
+    prompts = [*mixed_prompts(family), family.render(row("odd"), "<video> <video>?", [frames(14, 60, 90), frames(5)])]
+    features = FeatureCache(family).get_or_encode(model, prompts)
+    vllm = engine()
+    vllm.start(family)
+    try:
+        vllm.sync(family, model, 0)
+        read, rows = family.as_read(prompts, features)
+        check_rendered_prompts(read, vllm.rendered_prompts(family, prompts, features), rows)
+        found = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+    finally:
+        vllm.close()
+    assert gap(family, model, prompts, features, found) < 1e-4
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ import torch
 from longrl.chat.endpoint import Reply
 from longrl.commands.evaluate import parse_evaluation
 from longrl.datamodules import rows as row_functions
+from longrl.datamodules.loading.selected_media import shown_frames
 from longrl.datamodules.media.sampling import VideoSampling, in_parts
 from longrl.datamodules.rows.question_rows import make_rows
 from longrl.datamodules.rows.sources import read_records
-from longrl.evaluation import benchmark_rules, published_figures
+from longrl.evaluation import benchmark_figures, benchmark_rules
 from longrl.evaluation.answering import Answer
 from longrl.evaluation.benchmark_report import figures_table
 from longrl.evaluation.endpoint_policy import ChatReader
@@ -299,7 +300,7 @@ def test_the_gain_of_knowledge_is_relative_to_what_was_left_to_learn():
         for track, values in (("question only", before), ("adaptation", after))
         for n, value in enumerate(values)
     ]
-    figures = published_figures.video_mmmu(records)
+    figures = benchmark_figures.video_mmmu(records)
     assert figures["gain of knowledge"] == pytest.approx(100 * (75 - 50) / (100 - 50))
     assert (figures["wrong to right"], figures["right to wrong"]) == (100, 50)
 
@@ -347,10 +348,10 @@ def test_mmvu(preset):
     assert of_choice.startswith("Question: Which effect is shown?\n\nOptions:\nA: one\nB: two\n")
     rewards = [("multiple_choice", 1.0), ("open_ended", 0.0), ("open_ended", 1.0)]
     records = [{"id": str(n), "task": task, "rewards": {"accuracy": value}} for n, (task, value) in enumerate(rewards)]
-    assert published_figures.mmvu(records) == pytest.approx(
+    assert benchmark_figures.mmvu(records) == pytest.approx(
         {"accuracy": 200 / 3, "multiple choice": 100, "open ended": 50}
     )
-    assert published_figures.mmvu([{**record, "rewards": {}} for record in records]) == {}
+    assert benchmark_figures.mmvu([{**record, "rewards": {}} for record in records]) == {}
 
 
 # ---- judged ----
@@ -387,7 +388,7 @@ def test_activitynet_qa(preset):
     exact = config.protocol.scoring_rule()
     records = [one for row, group in zip(rows, groups, strict=True) for one in group_records(row, group, rule=exact)]
     assert [record["accuracy_by_rule"] for record in records] == [1.0, 0.0, 0.0]
-    assert published_figures.activitynet_qa(records) == pytest.approx({
+    assert benchmark_figures.activitynet_qa(records) == pytest.approx({
         "accuracy": 100 / 3, "Free: accuracy": 50, "Color: accuracy": 0, "Motion: accuracy": 0,
         "Yes/No: accuracy": 100, "score of 5": 2, "Free: score of 5": 2,
     })  # fmt: skip
@@ -430,6 +431,8 @@ def test_verdicts(verdict, reply, value):
 def test_parts_of_a_video_share_the_frames_by_their_length():
     sampling = in_parts(VideoSampling(fps=None, num_frames=8, min_frames=1, max_frames=8), [[10, 11], [20, 23]])
     assert sampling.at_s == pytest.approx((10.25, 10.75, 20.25, 20.75, 21.25, 21.75, 22.25, 22.75))
+    chosen = shown_frames(object(), Row("r", "?", "A"), "v.mp4", sampling, None, None)
+    assert chosen.sampling is sampling  # whatever a selection would choose
     few = in_parts(sampling, [[0, 1], [50, 149]], 4)
     assert few.at_s == pytest.approx((0.5, 66.5, 99.5, 132.5))  # int(4 * 0.99) of the second, one of the first
     with pytest.raises(ValueError, match=r"a part of a video \(span_s, parts_s\) must be two increasing seconds"):

@@ -80,12 +80,12 @@ def shown_frames(
     limits: DecodeLimits,
     remote: RemoteMedia,
 ) -> ShownFrames:
-    """What a row is shown of a video; all that `sampling` says without a selection.
+    """What a row is shown of a video; all that `sampling` says without a selection, or where it names moments itself.
 
     Raises:
         UnusableSample: the video cannot be read, or the selection fails with it.
     """
-    if selection is None:
+    if selection is None or sampling.at_s is not None:  # a row's `parts_s`
         return ShownFrames(sampling)
     try:
         return selection.shown_frames(remote.local_path(path), asked_question(row), sampling, limits, remote)

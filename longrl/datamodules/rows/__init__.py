@@ -19,6 +19,7 @@ from longrl.datamodules.rows.knowledge_sets import (
     video_mmmu_perception_row as video_mmmu_perception_row,
     video_mmmu_rows as video_mmmu_rows,
 )
+from longrl.datamodules.rows.lmms_eval import lmms_eval_row as lmms_eval_row
 from longrl.datamodules.rows.long_video_sets import (
     longvideobench_hidden_row as longvideobench_hidden_row,
     longvideobench_row as longvideobench_row,
@@ -31,7 +32,6 @@ from longrl.datamodules.rows.published import (
     canonical_row as canonical_row,
     clevrer_rows as clevrer_rows,
     llava_video_rows as llava_video_rows,
-    lmms_eval_row as lmms_eval_row,
     next_qa_row as next_qa_row,
     perception_test_rows as perception_test_rows,
     star_row as star_row,

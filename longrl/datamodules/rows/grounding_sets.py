@@ -31,7 +31,8 @@ def charades_sta_row(record: Record, index: int, media_root: str | None = None) 
                 f"record {index} must be a line 'video start end##sentence', got {record[LINE_FIELD]!r:.100}; "
                 "correct it"
             )
-        video, span, sentence = match["video"], (match["start"], match["end"]), match["sentence"]
+        video, sentence = match["video"], match["sentence"]
+        span: Any = (match["start"], match["end"])
     else:
         video, sentence = text_field(record, "video", index), text_field(record, "caption", index)
         span = record.get("timestamp") or ()

@@ -18,7 +18,6 @@ from typing import Any
 from longrl.datamodules.rows.media_files import find_video
 from longrl.datamodules.rows.question_rows import (
     first_field,
-    is_null,
     media_field,
     media_fields,
     metadata_field,
@@ -80,50 +79,6 @@ def canonical_row(record: Record, index: int, media_root: str | None = None) -> 
         **media_fields(record | files, index, media_root),
     }
     return question_row(record, index, text_field(record, "question", index), fields)
-
-
-def lmms_eval_row(record: Record, index: int, media_root: str | None = None) -> Row:
-    """A document of an lmms-eval task, or a line of its sample logs, whose document is in `doc`.
-
-    Documents differ by task; the first of these names that is there counts. Question: `question`, `problem`. Options:
-    `options`, `choices`, `candidates` (a list or a mapping by letter), or columns `a0`.., `option0`.. or `A`... Answer:
-    `answer`, `correct_choice`, `answer_number`, `answer_id`, a letter, a wording or, as an integer, an index from 0 on.
-    Video: `video`, `video_path`, `video_name`, `videoID`, `video_id`. Category: `category`, `problem_type`,
-    `task_type`, `question_category`, `question_type`, `type`. Fields may be null (MLVU), and columns of options "N/A"
-    behind the last one (LongVideoBench).
-    """
-    doc = record["doc"] if isinstance(record.get("doc"), Mapping) else record
-    named = {**doc, "id": first_field(doc, "question_id", "id", "qid", "doc_id", default=record.get("doc_id", index))}
-    video = first_field(doc, "video", "video_path", "video_name", "videoID", "video_id")
-    if video is None:
-        raise missing_field_error(
-            named, index, "video", ", and so are 'video_path', 'video_name', 'videoID' and 'video_id'"
-        )
-    known = {name: doc[name] for name in ("duration", "domain", "task_type") if name in doc}
-    asks_problem = is_null(doc.get("question")) and not is_null(doc.get("problem"))
-    fields = {
-        "question": text_field(named, "problem" if asks_problem else "question", index),
-        "options": _options(doc),
-        "answer": first_field(doc, "answer", "correct_choice", "answer_number", "answer_id"),
-        "category": first_field(
-            doc, "category", "problem_type", "task_type", "question_category", "question_type", "type"
-        ),
-        "metadata": {"video_id": first_field(doc, "videoID", "video_id", default=Path(str(video)).stem)} | known,
-    }
-    return video_row(named, index, media_root, str(video), fields)
-
-
-def _options(doc: Mapping[str, Any]) -> Sequence[object]:
-    options = first_field(doc, "options", "choices", "candidates")
-    if isinstance(options, Mapping):
-        return [options[key] for key in sorted(options)]
-    if options is not None and len(options):
-        return list(options)
-    for names in ([f"a{n}" for n in range(10)], [f"option{n}" for n in range(10)], list("ABCDEFGH")):
-        columns = [None if doc.get(name) in ("", "N/A") else doc.get(name) for name in names]
-        if sum(not is_null(column) for column in columns) > 1:
-            return columns
-    return ()
 
 
 # ---------------------------------------------------------------------------------------------------------- videos
