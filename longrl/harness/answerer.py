@@ -112,8 +112,10 @@ class HarnessAnswerer:
         except ValueError as error:
             return UnusableSample(None, str(error), row_id=name)
         metadata = {} if span_s is None else {"span_s": tuple(span_s)}
-        media = {kind: spoken.media.get(kind, ()) for kind in ("images", "videos", "audios")}
-        row = replace(Row(name, spoken.question, "", "free_form", metadata=metadata), **media)
+        row = Row(
+            name, spoken.question, "", "free_form", metadata=metadata, videos=spoken.media.get("videos", ()),
+            images=spoken.media.get("images", ()), audios=spoken.media.get("audios", ()),
+        )  # fmt: skip
         if self.wording == "task":
             return replace(row, messages=spoken.messages)
         asked = [message["role"] for message in spoken.messages]
