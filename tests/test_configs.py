@@ -67,8 +67,13 @@ DEMO = sorted(
     for path in CONFIGS.glob(f"{folder}/*.yaml")
 )
 EVALUATIONS = sorted(CONFIGS.glob("eval/*.yaml"))
-BY_RECORDS = {"activitynet_qa", "cg_bench", "charades_sta", "mmvu", "timelens", "video_mmmu", "vsi_bench"}
-"""Evaluations that tests/evaluation/test_benchmark_sets.py asks and scores, by records of their own form."""
+BY_RECORDS = {
+    "activitynet_qa", "cg_bench", "charades_sta", "mmvu", "timelens", "video_mmmu", "vsi_bench", "ego_schema",
+    "ego_schema_full", "longvideobench", "lvbench", "mlvu", "mlvu_generation", "mvbench", "temp_compass",
+    "temp_compass_captioning", "video_holmes", "video_mme_v2", "video_mme_v2_subtitles",
+}  # fmt: skip
+"""Evaluations that tests/evaluation/test_benchmark_sets.py and test_long_video_presets.py ask, by records of their own
+form."""
 KINDS = (
     "algorithm", "async", "curriculum", "data", "environment", "family", "policy", "preference", "reward", "rollout",
     "selection", "signals", "trainer",
@@ -433,7 +438,11 @@ def benchmark(tmp_path, monkeypatch, videos):
     (folder / "questions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in asked))
     own = [{"id": one["question_id"], "video": "abc.mp4", **one} for one in asked]
     (folder / "own.jsonl").write_text("".join(json.dumps(record) + "\n" for record in own))
-    mme = {path.stem: folder / "questions.jsonl" for path in EVALUATIONS if "video_mme" in path.stem}
+    mme = {
+        path.stem: folder / "questions.jsonl"
+        for path in EVALUATIONS
+        if "video_mme" in path.stem and path.stem not in BY_RECORDS
+    }
     return {
         "longvideo_reason": videos,
         "long_rl_longvideo_reason": videos,
