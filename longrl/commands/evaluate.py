@@ -36,6 +36,7 @@ from longrl.evaluation.protocol import is_limit, list_protocol_facts
 from longrl.evaluation.result_files import EvaluationFiles
 from longrl.evaluation.samples import RESULTS_FILE
 from longrl.evaluation.scores import percent
+from longrl.evaluation.timings import write_command
 from longrl.io.checkpoint_files import trust_checkpoints
 from longrl.io.plain_yaml import load_yaml
 from longrl.io.tables import make_table
@@ -65,6 +66,7 @@ def main(args: Sequence[str]) -> None:
     keep_tracebacks_in(config.out)
     files = Evaluation(config, data).run()
     if files is not None:
+        write_command(files.report.parent, ["evaluate", *args])
         show_evaluation(files)
 
 

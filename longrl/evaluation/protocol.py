@@ -37,7 +37,7 @@ class PublishedProtocol:
     """Name of that score in reports, by default the function's."""
     figures: str | None = None
     """What its benchmark reports of all answers together, such as an average over tasks or a gain: import path of a
-    function `(records) -> {name: value}`; `longrl/evaluation/published_figures.py` has those of published ones."""
+    function `(records) -> {name: value}`; `longrl/evaluation/benchmark_figures.py` has those of published ones."""
     mean_over: str | None = None
     """Also report the mean over tasks of the mean of each: `category`, or the field of the metadata that names them."""
     groups: QuestionGroups | None = None

@@ -57,7 +57,7 @@ def lmms_eval_letter(completion: Completion, row: Row) -> float:
 
 
 def without_reasoning(text: str) -> str:
-    """An answer without what lmms-eval's command line takes for reasoning by default; thinking that never ended stays."""
+    """An answer without what lmms-eval takes for reasoning by default; thinking that never ended stays."""
     for opening, closing in REASONING_TAGS:
         before, opened, rest = text.partition(opening)
         while opened and closing in rest:

@@ -69,6 +69,8 @@ def sample_lines(outcome: Outcome, rows: Sequence[Row], shared: Mapping[str, Any
                 "num_prompt_tokens": answer.num_prompt_tokens,
                 "num_media_tokens": answer.num_media_tokens,
                 "num_completion_tokens": answer.num_completion_tokens,
+                "costs": answer.costs,
+                "video_s": answer.video_s,
                 # The records say `stop` or `length` alone; a server may have another word.
                 "finish_reason_of_engine": answer.finish_reasons,
             }

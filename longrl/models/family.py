@@ -25,7 +25,7 @@ model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, w
         default         forward, text_inputs, media_rows, rows_and_offsets, hidden_states, layers, root_modules,
                         supports_sequence_parallel, casts_inputs, fp32_lm_head, router_replay
     EngineAdapter       how do the trainer's weights and prompts look to an engine?
-        default         engine_options, engine_weight, engine_tensor, engine_request, media_enter_whole
+        default         engine_options, engine_weight, engine_tensor, as_read, engine_request, media_enter_whole
     BuildsModel         how do weights become a model, and a trained model a folder that others load?
         write           auto_class
         default         build, attn_implementation, load_weights, save_weights, save_processing, export, text_part,

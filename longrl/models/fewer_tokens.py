@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
@@ -17,16 +18,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from longrl.io.number_ranges import COUNT, check_ranges
+from longrl.io.number_ranges import COUNT, MOST, check_ranges
 from longrl.models.feature_pooling import FeaturePooling
 from longrl.models.mrope import PositionBlock, grid_positions
 from longrl.models.patching import GridTHW, times_of_patches
 from longrl.models.processor_family import ProcessorFamily
 from longrl.models.reading import RendersPrompts
 from longrl.models.token_merging import PLACE_COLUMNS, TokenMerging, without_places
-from longrl.types import Media
+from longrl.types import Media, Prompt
 
 logger = logging.getLogger(__name__)
+VLLM_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""Models that `longrl.models.qwen_vl_vllm` has a class of."""
 WINDOW = 8
 """Temporal patches of a window where nothing else is said."""
 
@@ -61,7 +64,7 @@ class FewerTokens(ProcessorFamily):
     ) -> None:
         super().__init__(model, **kwargs)
         counts = ("temporal_pool", "spatial_pool", "max_kept_tokens")
-        check_ranges(locals(), "model.family.init_args.", **dict.fromkeys(counts, COUNT), merge_window=(2, 1 << 20))
+        check_ranges(locals(), "model.family.init_args.", **dict.fromkeys(counts, COUNT), merge_window=(2, MOST))
         if max_kept_tokens is not None and not self.merges_tokens:
             raise ValueError(
                 f"model.family.init_args.max_kept_tokens={max_kept_tokens} is not for {type(self).__name__}, whose "
@@ -210,11 +213,42 @@ class FewerTokens(ProcessorFamily):
         rows, places = without_places(rows)
         return rows, F.pad(places, (self.num_axes - PLACE_COLUMNS, 0))  # time, height, width
 
-    def refuse_merging(self, engine: str) -> None:
-        """Raises ValueError if tokens are merged, for an engine that counts positions itself."""
-        if self.merging is not None:
+    # -- rollout engines -----------------------------------------------------------------------------------------
+
+    def merging_options(self) -> dict[str, Any]:
+        """Options of a vLLM that takes positions with features, for it counts its own by a video's whole grid.
+
+        Raises:
+            ValueError: there is no class of this model that does.
+        """
+        if self.config.model_type not in VLLM_TYPES:
             raise ValueError(
-                f"{engine} counts the positions of a video by its grid, and with model.family.init_args."
-                f"max_kept_tokens={self.max_kept_tokens} a token's place follows from its features; use engine: "
+                f"vLLM counts the positions of a video of {self.config.model_type} by its whole grid, and with "
+                f"model.family.init_args.max_kept_tokens={self.max_kept_tokens} not every token is there; use engine: "
                 "longrl.engines.hf.HFEngine, or temporal_pool and spatial_pool in the place of max_kept_tokens"
             )
+        from longrl.models.qwen_vl_vllm import as_features
+
+        limits = dict.fromkeys(("image", "video"), 0)  # of other media: no encoder is built, and none is measured
+        return {"enable_mm_embeds": True, "limit_mm_per_prompt": limits, "hf_overrides": as_features}
+
+    @override
+    def as_read(
+        self, prompts: Sequence[Prompt], features: Mapping[str, Tensor]
+    ) -> tuple[Sequence[Prompt], Mapping[str, Tensor]]:
+        if self.merging is None:
+            return prompts, features
+        placed: list[Prompt] = []
+        rows: dict[str, Tensor] = {}
+        for prompt in prompts:
+            positions = prompt.position_ids.clone()
+            for kind, token in self.media_token_ids().items():
+                offsets = [torch.zeros(0, self.num_axes, dtype=torch.int64)]
+                for item in prompt.media:
+                    if item.kind == kind:
+                        rows[item.key], places = self.rows_and_offsets(features[item.key])
+                        assert places is not None, "tokens are merged"
+                        offsets.append(places.cpu())
+                positions[:, prompt.input_ids == token] += torch.cat(offsets).T
+            placed.append(replace(prompt, position_ids=positions))
+        return placed, rows

@@ -135,6 +135,8 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
     @override
     def engine_options(self) -> dict[str, Any]:
         refuse_experts_on_a_cpu(self)
+        if self.merging is not None:
+            return self.merging_options()
         # vLLM adds features to deeper layers only beside an encoder of its own: it is built, but never measured or run.
         limits = dict.fromkeys(("image", "video"), 64)
         return {**super().engine_options(), "limit_mm_per_prompt": limits, "skip_mm_profiling": True}

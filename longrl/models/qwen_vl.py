@@ -22,6 +22,7 @@ from longrl.models.fewer_tokens import FewerTokens
 from longrl.models.mrope import place_blocks
 from longrl.models.patching import GridTHW
 from longrl.models.planning_sizes import TextSizes, VisionSizes
+from longrl.models.positioned_request import positioned_request
 from longrl.types import Frames, Media, MediaKind, Prompt
 
 
@@ -259,7 +260,8 @@ class Qwen2_5_VLFamily(FewerTokens):
 
     @override
     def engine_options(self) -> dict[str, Any]:
-        self.refuse_merging("vLLM")
+        if self.merging is not None:
+            return self.merging_options()
         # No media but features: vLLM builds no vision encoder, and measures none.
         return {"enable_mm_embeds": True, "limit_mm_per_prompt": dict.fromkeys(("image", "video"), 0)}
 
@@ -273,7 +275,9 @@ class Qwen2_5_VLFamily(FewerTokens):
 
         vLLM keeps features by the ids given here; what they are made of is in the media's keys.
         """
-        self.refuse_merging("vLLM")
+        if self.merging is not None:
+            (placed,), rows = self.as_read([prompt], features)
+            return positioned_request(self.media_token_ids(), placed, rows)
         data: dict[str, dict[str, Any]] = {}
         names: dict[str, list[str]] = {}
         for kind in ("image", "video"):

@@ -190,6 +190,26 @@ def test_pooled_features_stand_where_vllm_puts_them(started):
     assert gap(pooled, model, prompts, features, found) < 1e-4
 
 
+def test_merged_features_stand_where_they_say(tmp_path):
+    """A vLLM that positions are given to. Seen once for Qwen2-VL and Qwen2.5-VL too, which differ in its class alone."""
+    plain = family_of("qwen3-vl", tmp_path)
+    sizes = {"min_pixels": 32 * 32, "max_pixels": 96 * 96, "max_kept_tokens": 30, "merge_window": 4}
+    family = type(plain)(plain.model_path, random_init=True, **sizes)
+    model = family.build()
+    prompts = [*mixed_prompts(family), family.render(row("odd"), "<video> <video>?", [frames(14, 60, 90), frames(5)])]
+    features = FeatureCache(family).get_or_encode(model, prompts)
+    vllm = engine()
+    vllm.start(family)
+    try:
+        vllm.sync(family, model, 0)
+        read, rows = family.as_read(prompts, features)
+        check_rendered_prompts(read, vllm.rendered_prompts(family, prompts, features), rows)
+        found = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+    finally:
+        vllm.close()
+    assert gap(family, model, prompts, features, found) < 1e-4
+
+
 @pytest.fixture
 def in_step(started):
     """Family, engine, model with features and weights of step 100, and prompts."""

@@ -19,7 +19,7 @@ from longrl.datamodules.loading.selected_media import shown_frames
 from longrl.datamodules.media.sampling import VideoSampling, in_parts
 from longrl.datamodules.rows.question_rows import make_rows
 from longrl.datamodules.rows.sources import read_records
-from longrl.evaluation import benchmark_rules, published_figures
+from longrl.evaluation import benchmark_figures, benchmark_rules
 from longrl.evaluation.answering import Answer
 from longrl.evaluation.benchmark_report import figures_table
 from longrl.evaluation.endpoint_policy import ChatReader
@@ -302,7 +302,7 @@ def test_the_gain_of_knowledge_is_relative_to_what_was_left_to_learn():
         for track, values in (("question only", before), ("adaptation", after))
         for n, value in enumerate(values)
     ]
-    figures = published_figures.video_mmmu(records)
+    figures = benchmark_figures.video_mmmu(records)
     assert figures["gain of knowledge"] == pytest.approx(100 * (75 - 50) / (100 - 50))
     assert (figures["wrong to right"], figures["right to wrong"]) == (100, 50)
 
@@ -350,10 +350,10 @@ def test_mmvu(preset):
     assert of_choice.startswith("Question: Which effect is shown?\n\nOptions:\nA: one\nB: two\n")
     rewards = [("multiple_choice", 1.0), ("open_ended", 0.0), ("open_ended", 1.0)]
     records = [{"id": str(n), "task": task, "rewards": {"accuracy": value}} for n, (task, value) in enumerate(rewards)]
-    assert published_figures.mmvu(records) == pytest.approx(
+    assert benchmark_figures.mmvu(records) == pytest.approx(
         {"accuracy": 200 / 3, "multiple choice": 100, "open ended": 50}
     )
-    assert published_figures.mmvu([{**record, "rewards": {}} for record in records]) == {}
+    assert benchmark_figures.mmvu([{**record, "rewards": {}} for record in records]) == {}
 
 
 # ---- judged ----
@@ -390,7 +390,7 @@ def test_activitynet_qa(preset):
     exact = config.protocol.scoring_rule()
     records = [one for row, group in zip(rows, groups, strict=True) for one in group_records(row, group, rule=exact)]
     assert [record["accuracy_by_rule"] for record in records] == [1.0, 0.0, 0.0]
-    assert published_figures.activitynet_qa(records) == pytest.approx({
+    assert benchmark_figures.activitynet_qa(records) == pytest.approx({
         "accuracy": 100 / 3, "Free: accuracy": 50, "Color: accuracy": 0, "Motion: accuracy": 0,
         "Yes/No: accuracy": 100, "score of 5": 2, "Free: score of 5": 2,
     })  # fmt: skip

@@ -1,7 +1,7 @@
 """How benchmarks' released code reads answers; the expected readings are those of that code, run on the same texts.
 
-20,000 random texts of such pieces gave no other reading either, by any of these rules: of LVBench f998d95, MLVU fd060c1,
-Video-MME-v2 b24176a, MVBench's notebook, Video-Holmes 52ef8da and, for the others, lmms-eval 75571cfe.
+20,000 random texts of such pieces gave no other reading either, by any of these rules: of LVBench f998d95, MLVU
+fd060c1, Video-MME-v2 b24176a, MVBench's notebook, Video-Holmes 52ef8da and, for the others, lmms-eval 75571cfe.
 """
 
 import time

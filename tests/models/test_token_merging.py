@@ -8,7 +8,7 @@ import torch
 from longrl.features.cache import FeatureCache
 from longrl.models.cell_order import shuffled_prompt
 from longrl.models.token_merging import TokenMerging, without_places
-from longrl.testing import check_family, family_check
+from longrl.testing import check_family
 from longrl.types import UnusableSample
 from tests.families import FAMILIES
 from tests.models.plain_fewer_tokens import media_inputs, pooled_model
@@ -24,15 +24,12 @@ def merging_family(name, **options):
 @pytest.mark.parametrize(
     ("name", "num_ranks", "options"),
     [
-        ("qwen2-vl", 1, {}),
         ("qwen2.5-vl", 1, {"temporal_pool": 2, "merge_window": 2, "max_kept_tokens": 10}),
-        ("qwen3-vl", 2, {}),
+        ("qwen3-vl", 2, {"spatial_pool": 2, "max_kept_tokens": 7}),
     ],
 )
-def test_all_that_is_claimed_of_a_family_holds_with_merging(name, num_ranks, options, monkeypatch):
-    """Packed == separate with every gradient, HFEngine == trainer, cached == fresh, two ranks == one, observations."""
-    claims = {name: check for name, check in family_check.CLAIMS.items() if name != "engine"}  # vLLM's is refused
-    monkeypatch.setattr(family_check, "CLAIMS", claims)
+def test_all_that_is_claimed_of_a_family_holds_with_merging(name, num_ranks, options):
+    """Packed == separate with every gradient, engine == trainer, cached == fresh, two ranks == one, observations."""
     family = merging_family(name, **options)
     report = check_family(family, plain_model=pooled_model, media_inputs=media_inputs, num_ranks=num_ranks)
     assert {"shared prefix", "observations", "generation", "cached features"} <= report.checked.keys()
@@ -97,14 +94,12 @@ def test_what_cannot_be_done_is_refused():
     family = merging_family("qwen3-vl")
     prompt = family.render(row(), "<video>", [frames(10, 60, 90)])
     with pytest.raises(ValueError, match=r"vLLM counts .*max_kept_tokens=15.*use engine: longrl.engines.hf.HFEngine"):
-        family.engine_options()
-    with pytest.raises(ValueError, match="vLLM counts the positions"):
-        family.engine_request(prompt, {})
+        merging_family("qwen3.5").engine_options()
     with pytest.raises(ValueError, match=r"differ with model.family.init_args.max_kept_tokens; leave that out"):
         shuffled_prompt(family, prompt, "seed")
     with pytest.raises(ValueError, match="videos stand among sound; use temporal_pool and spatial_pool"):
         omni_family(max_kept_tokens=100)
-    with pytest.raises(ValueError, match=r"init_args.merge_window must be at least 2 and at most 1.04858e\+06, got 1"):
+    with pytest.raises(ValueError, match=r"init_args.merge_window must be at least 2, got 1"):
         vl_family(max_kept_tokens=100, merge_window=1)
     with pytest.raises(UnusableSample, match=r"max_kept_tokens=15; raise it"):
         family.outline_media(dataclasses.replace(frames(60, 60, 90)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ import torch
 
 from longrl.datamodules.loading.interleaved_frames import check_one_video, interleaved_text, single_frames
 from longrl.datamodules.loading.prompt_lengths import check_characters, check_length
+from longrl.datamodules.loading.reading_time import ReadingClock
 from longrl.datamodules.loading.row_marks import video_of
 from longrl.datamodules.loading.selected_media import ReadMedia, asked_question, check_selection, shown_frames
 from longrl.datamodules.loading.shown_media import ordered_media, without_media
@@ -124,6 +126,7 @@ class RowRenderer:
     """kind, path and sampling -> frames or sound, the least recently used first."""
     _checked: set[str] = field(default_factory=set, repr=False)
     """Keys of videos too large to hold that were decoded once without an error."""
+    _clock: ReadingClock = field(default_factory=ReadingClock, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.subtitles.lays_out_frames and (self.shuffle_frames or self.family.use_audio_in_video):
@@ -183,6 +186,7 @@ class RowRenderer:
             sampling = in_parts(video, parts, row.metadata.get("parts_frames"))
 
         # 3. Decoded media, or where to get them.
+        spent_before = self._clock.spent_s
         read = self._media(shown, sampling)
         media = read.media
 
@@ -211,6 +215,8 @@ class RowRenderer:
             frame_indices=tuple(item.indices for item in frames),
             frame_times=tuple(read.frame_times),
             torn_videos=tuple(read.torn),
+            video_s=tuple(item.duration_s for item in frames if item.kind == "video"),
+            reading=self._clock.of(media, spent_before),
         )
         if not self.shuffle_frames:
             return prompt
@@ -392,10 +398,12 @@ class RowRenderer:
         if "://" in path:
             return self._read_remote(kind, path, sampling)
         item: Frames | AudioClip
+        start = time.perf_counter()
         try:
             if kind == "image":
                 item = read_image(path, self.shard, self.decoding.media)
                 self.family.outline_media(item)
+                self._clock.decoded(item.key, start)
             elif kind == "video":
                 item = self._video(path, sampling)
             else:
@@ -434,7 +442,9 @@ class RowRenderer:
         if not self.family.supports_audio:
             raise UnusableSample(path, f"{type(self.family).__name__} reads no sound; {AUDIO_FAMILY}")
         options = self.shard, self.video.torn, self.decoding.media
+        start = time.perf_counter()
         sound = read_sound(path, *options)
+        self._clock.decoded(sound.key, start)
         if self.stored is not None and self.stored.has(self.family.outline_media(sound).key):
             return replace(sound, waveform=sound.waveform[:0], source=FileSound(path, *options))
         return sound
@@ -442,6 +452,7 @@ class RowRenderer:
     def _video(self, path: str, sampling: VideoSampling) -> Frames:
         """A video's frames at the encoder's size if they are few; else, or if features are stored, their source."""
         # 1. Times and size alone give the key of the features, and the grid.
+        start = time.perf_counter()
         temporal_patch_size = self.family.temporal_patch_size
         limits = self.decoding
         reader = open_video(path, sampling, self.shard, temporal_patch_size, self.remote, limits.media)
@@ -464,6 +475,7 @@ class RowRenderer:
         # 4. Decoded once in any case, so that a broken frame shows here; held in memory if they are few.
         parts = map(self.family.resize, reader.chunks(limits.frames_at_once(reader.outline)))
         frames = hold_frames(parts, len(reader.indices), limits.max_held_mib)
+        self._clock.decoded(outline.key, start)
         if frames is None:
             self._checked.add(outline.key)
             return outline

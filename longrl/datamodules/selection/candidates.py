@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,10 +45,10 @@ class KeptArrays:
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.max_bytes = max_bytes
-        self._arrays: OrderedDict[Hashable, NDArray[np.generic]] = OrderedDict()
+        self._arrays: OrderedDict[Hashable, NDArray[Any]] = OrderedDict()
         self._num_bytes = 0
 
-    def get(self, name: Hashable, make: Callable[[], NDArray[np.generic]]) -> NDArray[np.generic]:
+    def get(self, name: Hashable, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         """The array of a name, made if it is not kept."""
         if name in self._arrays:
             self._arrays.move_to_end(name)
@@ -139,7 +140,7 @@ class Candidates:
         def read() -> NDArray[np.int16]:
             return np.concatenate([grey_of(pictures) for pictures in self.pictures(side)])
 
-        return KEPT.get(("grey", self.key, side), read)  # type: ignore[return-value]
+        return KEPT.get(("grey", self.key, side), read)
 
     def pictures(self, side: int) -> Iterator[Pictures]:
         """All candidates as pictures whose shorter side has so many pixels, or fewer where the video has, in chunks.

@@ -36,7 +36,7 @@ def text_with_details(text: str, kinds: Sequence[MediaKind], times: Times) -> st
     for index, part in enumerate(MEDIA_TAG.split(text)):  # kinds of media lie at odd indices
         parts.append(f"<{part}>" if index % 2 else part)
         if index % 2 and part == "video":
-            shown = next(videos)
+            shown = next(videos, ())
             parts += [f"{said_time(time_s)}<image>" for time_s in shown] + ["\n"] * bool(shown)
     return "".join(parts)
 
@@ -50,7 +50,7 @@ def row_with_details(row: Row, times: Times) -> Row:
         for part in message["content"]:
             content.append(part)
             if part["type"] == "video":
-                shown = next(videos)
+                shown = next(videos, ())
                 for time_s in shown:
                     content += [{"type": "text", "text": said_time(time_s)}, {"type": "image"}]
                 content += [{"type": "text", "text": "\n"}] * bool(shown)

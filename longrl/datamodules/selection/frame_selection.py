@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from longrl.datamodules.media.remote import NO_REMOTE, RemoteMedia
 from longrl.datamodules.media.sampling import VideoSampling, fill_gaps
@@ -128,7 +129,7 @@ class FrameSelection(abc.ABC):
             return ShownFrames(replace(sampling, at_s=self._moments(video, question, count)))
         count = min(self.detail_frames, len(video))
         moments = tuple(video.times.tolist()) if count == len(video) else self._moments(video, question, count)
-        one = replace(ONE_FRAME, torn=sampling.torn)
+        one = replace(ONE_FRAME, torn=sampling.torn, decoder=sampling.decoder)
         large = VideoPart(path, one, True, None, self.detail_pixels, limits, remote)
         details = tuple(replace(large, sampling=replace(one, at_s=(moment,))) for moment in moments)
         small = None
@@ -178,7 +179,7 @@ def checked_moments(chosen: Sequence[float], video: Candidates, count: int) -> t
     return tuple(moments)
 
 
-def filled(times: Sequence[float], chosen: Sequence[int], count: int) -> list[float]:
+def filled(times: Sequence[float] | NDArray[np.float64], chosen: Sequence[int], count: int) -> list[float]:
     """Times of chosen frames and, until they are `count`, of those farthest from all that are chosen."""
     every = np.asarray(times, dtype=np.float64)
     numbers = sorted(set(map(int, chosen)))

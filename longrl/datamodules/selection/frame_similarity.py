@@ -105,7 +105,7 @@ def top_indices(scores: Scores, times: NDArray[np.float64], count: int, min_gap_
         min_gap_s: those nearer to one with a higher score come last.
     """
     chosen: list[int] = []
-    near = []
+    near: list[int] = []
     for index in by_score(scores).tolist():
         is_near = min_gap_s > 0 and bool(chosen) and float(np.abs(times[chosen] - times[index]).min()) < min_gap_s
         (near if is_near else chosen).append(index)

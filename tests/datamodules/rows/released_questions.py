@@ -114,5 +114,6 @@ def video_holmes(**changes: Any) -> Record:
     wordings = ["Cleaners", "Cousins", "Rivals", "Strangers", "Officers", "Actors"]
     return {
         "video ID": "RSm", "Question ID": 1, "Question Type": "SR", "Question": "Who are the two?",
-        "Options": dict(zip("ABCDEF", wordings, strict=True)), "Answer": "C", "Explanation": "They race each other.", **changes,
+        "Options": dict(zip("ABCDEF", wordings, strict=True)), "Answer": "C",
+        "Explanation": "They race each other.", **changes,
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from PIL import Image
 from longrl.commands.cache_features import rows_by_media
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.loading.selected_media import asked_question
+from longrl.datamodules.loading.teacher_view import TeacherView, teacher_prompts
 from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.sources import read_video
+from longrl.datamodules.media.subtitles import Subtitles
 from longrl.datamodules.media.video import known_index
 from longrl.datamodules.selection import Coverage, KeyFrames, Motion, Scenes, Similarity, UserFunction
 from longrl.datamodules.selection.candidates import Candidates
@@ -93,6 +96,16 @@ def test_scenes_and_motion_look_at_small_pictures(tmp_path):
     assert read_video(path, chosen).timestamps == (4.5, 12.5, 20.5)  # as the list counts, from its own beginning on
     moments = Motion(candidates_fps=2.0, still_share=0.0).shown_frames(path, "", replace(three, num_frames=2)).sampling
     assert moments.at_s == (4.0, 16.0)
+
+
+def test_candidates_are_small_upright_and_the_frames_of_their_times(tmp_path):
+    path = str(write(tmp_path / "v.mp4", 40, matrix=(0, 1, -1, 0)))  # 64 x 48, turned
+    video = Candidates(path, VideoSampling(span_s=(1.0, 3.0)), 2.0, 3)
+    (pictures,) = video.pictures(24)
+    assert pictures.shape == (3, 32, 24, 3)
+    wanted = read_video(path, VideoSampling(at_s=tuple(video.times))).pixels
+    assert np.abs(pictures.mean(axis=(1, 2, 3)) - wanted.float().mean(dim=(1, 2, 3)).numpy()).max() <= 1
+    assert np.abs(video.greys()[:, 0, 0] - pictures[:, 0, 0].mean(axis=1)).max() <= 1
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -194,6 +207,23 @@ def test_two_questions_of_a_video_have_frames_keys_and_features_of_their_own(tmp
     assert sorted(shuffled.media[0].cell_order) == [0, 1]
     blind = replace(renderer, blind=True)(rows[0])
     assert (blind.media, blind.frame_times) == ((), ())
+
+
+def test_subtitles_and_teachers_go_by_the_chosen_frames(clip, tmp_path):
+    lines = ("00:00:02,400 --> 00:00:02,700\nearly", "00:00:03,000 --> 00:00:04,000\nlater")
+    (tmp_path / "v.srt").write_text("\n\n".join(f"{number}\n{line}" for number, line in enumerate(lines, 1)) + "\n")
+    three = VideoSampling(fps=None, num_frames=3, min_frames=1)
+    subtitles = Subtitles(source=str(tmp_path))
+    renderer = RowRenderer(vl_family(), three, selection=KeyFrames(), subtitles=subtitles)
+    renderer = replace(renderer, question_template="{subtitles}{problem}")
+    family = vl_family()
+    teachers = [SimpleNamespace(family=family, tasks=None)]
+    renderer.teacher = teacher_prompts(teachers, renderer, TeacherView(video=replace(three, num_frames=2)), None)
+    prompt = renderer(asked(clip))
+    assert (prompt.frame_times, prompt.teacher.frame_times) == (((2.5, 10.0, 15.0),), ((5.0, 15.0),))
+    said = family.tokenizer.decode(prompt.input_ids)
+    assert "early" in said
+    assert "later" not in said
 
 
 def test_the_users_function_is_told_by_its_files_content(tmp_path):
