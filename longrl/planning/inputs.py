@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from longrl.models.base import CausalFamily
+from longrl.models.encode_flops import count_encoder_params
 from longrl.models.lora import add_adapters
 from longrl.models.planning_sizes import AudioSizes, TextSizes, VisionSizes, is_expert
 from longrl.planning.shapes import build_on_meta
@@ -115,10 +116,9 @@ class ModelSizes(TextSizes):
         experts = [one.numel() for layer in layers for name, one in layer.named_parameters() if is_expert(name)]
         encoder = None
         if vision is not None:
-            sees, *others = (_count_values(module.parameters()) for module in family.media_encoders(model))
+            params, hears = count_encoder_params(family, model)
             trains = bool(family.trained_encoders(model))
-            hears = sum(others) if family.audio_sizes() else 0  # without, the others are projectors
-            encoder = EncoderSizes(**vars(vision), params=sees + sum(others), trains=trains, audio_params=hears)
+            encoder = EncoderSizes(**vars(vision), params=params, trains=trains, audio_params=hears)
         layer_params = [_count_values(layer.parameters()) for layer in layers]
         other_params = _count_values(model.parameters()) - sum(layer_params)
         return cls(
