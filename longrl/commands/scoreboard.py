@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from longrl.commands.parsers import ShortErrors
-from longrl.evaluation.scoreboard_rows import COSTS, FIELDS
+from longrl.evaluation.scoreboard_rows import COSTS, FIELDS, ScoreName
 
 DESCRIPTION = """Writes one page about evaluations: accuracy with clustered intervals against frames, tokens, seconds of
 decoding and operations, by category and length, beside what was published; each number with its protocol and command.
@@ -35,7 +35,7 @@ def make_scoreboard(
     runs: Sequence[str],
     published: Sequence[str] = (),
     cost: str = "frames",
-    score: str = "strict",
+    score: ScoreName = "strict",
     title: str = "Scoreboard",
     out: str | None = None,
 ) -> Path:

@@ -48,6 +48,8 @@ from longrl.commands.run_settings import SHOWN_BY_DATA, read_settings, tell_diff
 from longrl.commands.run_trust import CHECKPOINT_HELP, CHECKPOINT_OPTION, OPTION, TRUST_HELP
 from longrl.commands.saved_config import SaveRunConfig
 from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.evaluation.samples import RESULTS_FILE, TEST_FOLDER
+from longrl.evaluation.timings import write_command
 from longrl.io.checkpoint_files import trust_checkpoints
 from longrl.io.disk_space import check_writable
 from longrl.io.folder_lock import FolderLock
@@ -373,6 +375,12 @@ class LongRLCLI(LightningCLI):
         how_to_go_on = functools.partial(advice, command, self._get(self.config, "run_dir"))
         with ending_of_run(self.trainer, how_to_go_on):
             self.trainer.fit(model, **options)
+
+    def after_test(self) -> None:
+        """Leaves the command beside what it found; Lightning calls it."""
+        folder = Path(self._get(self.config_init, "run_dir")) / TEST_FOLDER
+        if is_first_rank() and (folder / RESULTS_FILE).is_file():
+            write_command(folder, self.given, self.prog)
 
     def before_fit(self) -> None:
         """Says before weights are loaded that the longest videos will not fit the GPUs, and what would help.

@@ -84,7 +84,7 @@ def _sections(board: Scoreboard, group: ScoreboardGroup, prefix: str) -> Section
     of_cost = f"{prefix}accuracy against {COST_NAMES[cost]}"
     if chart is None:
         text = f"{COST_NAMES[cost].capitalize()} of a question are {NOT_RECORDED} in any of these results."
-        sections[_heading(of_cost)] = [text]
+        sections[_heading(of_cost)] = [text if group.shown else "All rows were asked without video."]
     else:
         sections[_heading(of_cost)] = [chart, *_left_out(group, cost)]
     sections[_heading(f"{prefix}all rows")] = [accuracy_table(group), _score_note(group)]

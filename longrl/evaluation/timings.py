@@ -40,26 +40,21 @@ def read_timings(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
     return {(line["condition"], line["doc_id"]): line for line in read_jsonl(folder / TIMINGS_FILE)}
 
 
-def write_command(folder: Path, args: Sequence[str]) -> None:
+def write_command(folder: Path, args: Sequence[str], prog: str = "python -m longrl") -> None:
     """Writes the command line of an evaluation, without keys.
 
     Args:
         folder: of the evaluation.
-        args: behind `python -m longrl`.
+        args: behind `prog`.
+        prog: the program.
     """
-    command = mask_secrets(f"python -m longrl {shlex.join(args)}")
+    command = mask_secrets(f"{prog} {shlex.join(args)}")
     content = {"command": command, "longrl": longrl.__version__}
     atomic_write(folder / COMMAND_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_command(folder: Path) -> str | None:
-    """The command that makes an evaluation again; None where nobody wrote it down.
-
-    `test` leaves the run's config.yaml, which says it all.
-    """
-    if (folder / COMMAND_FILE).is_file():
-        return str(json.loads((folder / COMMAND_FILE).read_text(encoding="utf-8"))["command"])
-    config = folder.parent / "config.yaml"
-    if folder.name == "test" and config.is_file():
-        return f"python -m longrl test --config {shlex.quote(str(config))} --run_dir ANOTHER"
-    return None
+    """The command that makes an evaluation again; None where nobody wrote it down."""
+    if not (folder / COMMAND_FILE).is_file():
+        return None
+    return str(json.loads((folder / COMMAND_FILE).read_text(encoding="utf-8"))["command"])

@@ -92,8 +92,10 @@ class HarnessAnswerer:
         args = [*DEFAULT_ARGUMENTS, *(f"--{name}={_as_argument(value)}" for name, value in (given | options).items())]
         return cls(*parse_evaluation(args), wording=wording, sampling=sampling, hands_over=hands_over)
 
-    def row(self, name: str, messages: Sequence[Mapping[str, Any]], span_s: Sequence[float] | None = None) -> Row:
-        """A question as a row.
+    def row(
+        self, name: str, messages: Sequence[Mapping[str, Any]], span_s: Sequence[float] | None = None
+    ) -> Row | UnusableSample:
+        """A question as a row, or why it cannot be asked.
 
         Args:
             name: of the question, another one for each.
@@ -101,14 +103,19 @@ class HarnessAnswerer:
             span_s: the part of its videos that is shown, in seconds.
 
         Raises:
-            ValueError: messages that cannot be read, or several turns with `wording: own`.
+            ValueError: several turns with `wording: own`.
         """
         media_folder = self.folder / "media"  # where pictures in memory are written
         media_folder.mkdir(parents=True, exist_ok=True)
-        spoken = read_conversation({"messages": messages}, str(media_folder))
+        try:
+            spoken = read_conversation({"messages": messages}, str(media_folder))
+        except ValueError as error:
+            return UnusableSample(None, str(error), row_id=name)
         metadata = {} if span_s is None else {"span_s": tuple(span_s)}
-        media = {kind: spoken.media.get(kind, ()) for kind in ("images", "videos", "audios")}
-        row = replace(Row(name, spoken.question, "", "free_form", metadata=metadata), **media)
+        row = Row(
+            name, spoken.question, "", "free_form", metadata=metadata, videos=spoken.media.get("videos", ()),
+            images=spoken.media.get("images", ()), audios=spoken.media.get("audios", ()),
+        )  # fmt: skip
         if self.wording == "task":
             return replace(row, messages=spoken.messages)
         asked = [message["role"] for message in spoken.messages]
@@ -117,8 +124,8 @@ class HarnessAnswerer:
         return row
 
     def answer(
-        self, rows: Sequence[Row], sampling: SamplingParams | None = None, video: VideoSampling | None = None,
-        draw: int = 0,
+        self, rows: Sequence[Row | UnusableSample], sampling: SamplingParams | None = None,
+        video: VideoSampling | None = None, draw: int = 0,
     ) -> list[Answer | UnusableSample]:  # fmt: skip
         """Answers rows that are not answered yet, and returns the answers to all, in their order.
 
@@ -129,11 +136,18 @@ class HarnessAnswerer:
             draw: number of the draw, where a question is asked several times.
         """
         sampling = self.own_sampling if sampling is None or self.sampling == "own" else sampling
-        policy, seed = self.config.policy, self.config.seed + draw
-        policy.check(sampling)
-        store = self._prepared(sampling)
-        renderer = self._renderer(sampling, video or self.data.renderer.video)
-        renderer.try_options(rows)
+        readable = [row for row in rows if isinstance(row, Row)]
+        answers = iter(self._answer(readable, sampling, video or self.data.renderer.video, self.config.seed + draw))
+        results = [next(answers) if isinstance(row, Row) else row for row in rows]
+        self._list_unusable(rows, results)
+        return results
+
+    def _answer(
+        self, rows: Sequence[Row], sampling: SamplingParams, video: VideoSampling, seed: int
+    ) -> list[Answer | UnusableSample]:
+        policy = self.config.policy
+        store = self._prepared(rows, sampling)
+        renderer = replace(self._asked, video=video, stored=policy.stored(), limits=policy.length_limits(sampling))
         identity = {
             "policy": policy.identity(), "sampling": dataclasses.asdict(sampling), "seed": seed,
             "reading": make_portable(renderer.identity()),
@@ -150,15 +164,15 @@ class HarnessAnswerer:
                 progress.advance(task, len(answers))
 
             def batches() -> Iterator[list[Item]]:
-                options = replace(self.data.loader_options, prefetch_prompts=self.data.eval_prompts_per_batch)
-                items = zip(missing, options.render(RenderedRows(rows, renderer), missing), strict=True)
+                size = self.data.eval_prompts_per_batch
+                options = replace(self.data.loader_options, prefetch_prompts=size)
                 batch: list[Item] = []
-                for index, item in items:
+                for index, item in zip(missing, options.render(RenderedRows(rows, renderer), missing), strict=True):
                     if isinstance(item, UnusableSample):
                         save({index: item})
                         continue
                     batch.append((index, item))
-                    if len(batch) == self.data.eval_prompts_per_batch:
+                    if len(batch) == size:
                         yield batch
                         batch = []
                 if batch:
@@ -166,7 +180,6 @@ class HarnessAnswerer:
 
             if missing:
                 policy.answer(batches(), sampling, seed, save)
-        self._list_unusable(rows, failed)
         return [failed[index] if index in failed else store[key] for index, key in enumerate(keys)]
 
     def text(self, answer: Answer | UnusableSample) -> str:
@@ -183,37 +196,41 @@ class HarnessAnswerer:
             self._store = None
             self.config.policy.close()
 
-    def _prepared(self, sampling: SamplingParams) -> AnswerStore:
-        """Loads the policy when the first question is asked; the engine holds answers as long as its."""
+    @property
+    def _asked(self) -> RowRenderer:
+        """What shows questions, before the policy is there."""
+        template = self.data.renderer.question_template if self.wording == "own" else AS_ASKED
+        return replace(self.data.renderer, question_template=template, blind_share=0.0)
+
+    def _prepared(self, rows: Sequence[Row], sampling: SamplingParams) -> AnswerStore:
+        """Loads the policy when the first questions come, once all that can be tried without it was tried."""
+        policy = self.config.policy
+        policy.check(sampling)
         if self._store is None:
+            self._asked.try_options(rows)
             longest = max(sampling.max_completion_tokens, self.own_sampling.max_completion_tokens)
-            policy = self.config.policy
+            engine_sampling = replace(sampling, max_completion_tokens=longest)
+            policy.fit_lengths(self.data.renderer.max_prompt_tokens, engine_sampling)
             self.folder.mkdir(parents=True, exist_ok=True)
-            policy.fit_lengths(self.data.renderer.max_prompt_tokens, replace(sampling, max_completion_tokens=longest))
             policy.prepare(self.folder)
             self._store = AnswerStore(self.folder / "answers")
         return self._store
 
-    def _renderer(self, sampling: SamplingParams, video: VideoSampling) -> RowRenderer:
-        policy = self.config.policy
-        template = self.data.renderer.question_template if self.wording == "own" else AS_ASKED
-        return replace(
-            self.data.renderer, video=video, question_template=template, blind_share=0.0, stored=policy.stored(),
-            limits=policy.length_limits(sampling),
-        )  # fmt: skip
-
-    def _list_unusable(self, rows: Sequence[Row], failed: Mapping[int, UnusableSample]) -> None:
+    def _list_unusable(self, rows: Sequence[Row | UnusableSample], results: Sequence[Answer | UnusableSample]) -> None:
         """Warns of questions that could not be asked, and lists them in skipped.jsonl."""
-        if not failed:
+        lines = []
+        for row, result in zip(rows, results, strict=True):
+            if isinstance(result, UnusableSample):
+                name = row.id if isinstance(row, Row) else row.row_id
+                lines.append({"split": "harness", "id": name, "path": result.path, "reason": result.reason})
+        if not lines:
             return
-        with open(self.folder / "skipped.jsonl", "a", encoding="utf-8") as file:
-            for index, item in sorted(failed.items()):
-                line = {"split": "harness", "id": rows[index].id, "path": item.path, "reason": item.reason}
-                file.write(json.dumps(line) + "\n")
-        first = rows[min(failed)].id, failed[min(failed)]
+        file = self.folder / "skipped.jsonl"
+        with file.open("a", encoding="utf-8") as appended:
+            appended.writelines(json.dumps(line) + "\n" for line in lines)
         logger.warning(
             "%d of %d questions could not be asked and get an empty answer, the first %s: %s; %s lists them",
-            len(failed), len(rows), *first, self.folder / "skipped.jsonl",
+            len(lines), len(rows), lines[0]["id"], lines[0]["reason"], file,
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from lmms_eval.api.model import lmms
 from longrl.evaluation.answering import Answer
 from longrl.evaluation.local_policy import LocalPolicy
 from longrl.harness.answerer import HarnessAnswerer, launched_ranks, sampling_of
-from longrl.types import Row, SamplingParams
+from longrl.types import Row, SamplingParams, UnusableSample
 
 Media = Mapping[str, Any]
 
@@ -51,15 +51,15 @@ class LongRL(lmms):
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers of all requests; those of one task and one way of sampling are asked together."""
         # 1. Rows by the way they are sampled; a question that is asked again is another draw.
-        grouped: dict[tuple[SamplingParams, int], list[tuple[int, Row]]] = defaultdict(list)
+        grouped: dict[tuple[SamplingParams, int], list[tuple[int, Row | UnusableSample]]] = defaultdict(list)
         times: Counter[tuple[str, SamplingParams]] = Counter()
         for index, request in enumerate(requests):
             _, doc_to_messages, generation, doc_id, task, split = request.args
             messages = doc_to_messages(self.task_dict[task][split][doc_id])
-            row = self._row(f"{task}/{split}/{doc_id}", messages)
+            name = f"{task}/{split}/{doc_id}"
             sampling = sampling_of(generation, self.answerer.own_sampling)
-            grouped[sampling, times[row.id, sampling]].append((index, row))
-            times[row.id, sampling] += 1
+            grouped[sampling, times[name, sampling]].append((index, self._row(name, messages)))
+            times[name, sampling] += 1
 
         # 2. Their answers.
         results: dict[int, GenerationResult] = {}
@@ -74,7 +74,7 @@ class LongRL(lmms):
                 self.cache_hook.add_partial("generate_until", (requests[index].args[0], requests[index].args[2]), text)
         return [results[index] for index in range(len(requests))]
 
-    def _row(self, name: str, messages: Sequence[Mapping[str, Any]]) -> Row:
+    def _row(self, name: str, messages: Sequence[Mapping[str, Any]]) -> Row | UnusableSample:
         spans = []
         spoken = []
         for message in messages:
@@ -84,7 +84,7 @@ class LongRL(lmms):
                 content = [_as_part(part) for part in content]
             spoken.append({"role": message["role"], "content": content})
         if len(set(spans)) > 1:
-            raise ValueError(f"{name} shows parts of its videos from and to {spans}, and a row has one; leave it out")
+            return UnusableSample(None, f"shows its videos from and to {spans}, and a row has one span", row_id=name)
         return self.answerer.row(name, spoken, spans[0] if spans else None)
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:

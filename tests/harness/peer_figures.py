@@ -1,7 +1,7 @@
 """Figures of released code, computed with that code itself; tests hold longrl's own to them.
 
-    python -m tests.harness.peer_figures frames LONG_RL > tests/datamodules/media/peer_frame_times.json
-    python -m tests.harness.peer_figures scores > tests/evaluation/peer_scores.json
+    python -m tests.harness.peer_figures frames LONG_RL tests/datamodules/media/peer_frame_times.json
+    python -m tests.harness.peer_figures scores tests/evaluation/peer_scores.json
 
 in an environment in which lmms_eval, vlmeval, qwen_vl_utils and longrl import; LONG_RL is a checkout of NVlabs/Long-RL.
 Videos are stand-ins for decord's, OpenCV's and PyAV's that note which frames are asked for: what is run is the rule.
@@ -231,6 +231,9 @@ SCORERS = {
 }
 
 if __name__ == "__main__":
-    figures: Any = frame_figures(Path(sys.argv[2])) if sys.argv[1] == "frames" else score_figures()
-    lines = [json.dumps(row) for row in figures] if isinstance(figures, list) else []
-    print("[\n" + ",\n".join(lines) + "\n]" if lines else json.dumps(figures, indent=1), file=sys.__stdout__)
+    _, what, *paths, out = sys.argv
+    if what == "frames":
+        text = "[\n" + ",\n".join(json.dumps(row) for row in frame_figures(Path(paths[0]))) + "\n]\n"
+    else:
+        text = json.dumps(score_figures(), indent=1) + "\n"
+    Path(out).write_text(text)

@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from longrl.commands.evaluate import parse_evaluation
 from longrl.datamodules.media.sampling import VideoSampling
@@ -127,13 +128,23 @@ def test_what_was_answered_is_not_asked_again_but_another_draw_is(tmp_path, lmms
 
 
 def test_a_video_that_cannot_be_read_gets_an_empty_answer_and_is_listed(tmp_path, lmms_eval, caplog):
-    docs = [records()[0], {**records()[1], "videos": "missing.mp4"}]
-    texts = [result.text for result in asked(lmms_eval, lmms_eval.LongRL(**scripted("C"), out=str(tmp_path)), docs)]
-    assert texts == ["C", ""]
-    (line,) = read_jsonl(tmp_path / "skipped.jsonl")
-    assert line["id"] == "tiny/test/1"
-    assert "does not exist" in line["reason"]
-    assert "1 of 2 questions could not be asked and get an empty answer" in caplog.text
+    def parts(doc):
+        (turn,) = messages(doc)
+        turn["content"].append(
+            {"type": "audio", "url": doc["sound"]} if "sound" in doc else {"type": "image", "url": picture}
+        )
+        return [turn]
+
+    picture = Image.new("RGB", (8, 6))
+    docs = [records()[0], {**records()[1], "videos": "missing.mp4"}, {**records()[2], "sound": [0.5, 0.25]}]
+    model = lmms_eval.LongRL(**scripted("C"), out=str(tmp_path))
+    assert [result.text for result in asked(lmms_eval, model, docs, parts)] == ["C", "", ""]
+    missing, unreadable = read_jsonl(tmp_path / "skipped.jsonl")
+    assert (missing["id"], unreadable["id"]) == ("tiny/test/1", "tiny/test/2")
+    assert "does not exist" in missing["reason"]
+    assert "must hold file paths or media" in unreadable["reason"]
+    assert "2 of 3 questions could not be asked and get an empty answer" in caplog.text
+    assert len(shown_in(tmp_path)[0]["frame_indices"]) == 2  # the video and the picture
 
 
 def test_wording_and_what_is_handed_over(tmp_path, lmms_eval):

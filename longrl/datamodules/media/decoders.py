@@ -29,6 +29,11 @@ from longrl.types import UnusableSample
 REMEDY = "data.video.decoder=pyav can"
 SIGNATURES = re.compile(rb"....(ftyp|moov|mdat|free|skip|wide|pnot)|\x1a\x45\xdf\xa3|RIFF....AVI ", re.DOTALL)
 """First bytes of MP4 and MOV, Matroska and WebM, and AVI; in FLV, say, both end a seek behind the frame."""
+PIXEL_FORMATS = (
+    "yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "gray", "rgb24", "gbrp",
+)  # fmt: skip
+"""Those that all decoders turn to the same RGB, whatever matrix and range a file names. Of others, and of more than 8
+bits, each fills in colours its own way: 10 bits of grainy drawings differ by 5 to 8 levels in the mean."""
 TIME_ERROR_S = 1e-3
 """decord tells times in single precision."""
 CPU = torch.device("cpu")
@@ -91,6 +96,8 @@ def check_readable(path: str | Path, index: FrameIndex, decoder: str) -> None:
         "its frames have no times": index.in_order,
         "it was cut off": index.missing_s > 0,
         "it has transparent pixels": index.has_alpha,
+        f"its pixels are {index.pixel_format}, of which it makes other colours": index.pixel_format
+        not in PIXEL_FORMATS,
         "its picture is mirrored": index.orientation.is_mirrored,
         "its picture is to be turned by a little more or less than a right angle": not index.is_exactly_turned,
     }

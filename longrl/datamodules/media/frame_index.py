@@ -52,6 +52,8 @@ class FrameIndex:
     """Seconds behind `end_s` that the file should have: it was cut off."""
     is_exactly_turned: bool = True
     """The display matrix has right angles to the last digit; False where it is only taken for such a one."""
+    pixel_format: str = ""
+    """FFmpeg's name of how pixels are stored."""
 
     @property
     def shown_size(self) -> tuple[int, int]:
@@ -125,6 +127,8 @@ class PacketScan:
     """How the first frame is to be shown."""
     has_alpha: bool
     """True if its pixels may be transparent."""
+    pixel_format: str
+    """FFmpeg's name of how they are stored; "" where it does not decode."""
     is_broadcast: bool
     """True for a recording that may begin and end anywhere."""
     in_order: bool

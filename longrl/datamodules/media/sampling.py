@@ -193,7 +193,7 @@ def start_indices(num_frames: int, count: int, asked: float) -> list[int]:
         asked: frames that the rate asks for, a fraction of one too, whose steps are kept; where there are to be more or
             fewer of them, steps are those of as many equal parts.
     """
-    step = num_frames / (asked if int(asked + 1e-6) == count else count)
+    step = num_frames / (asked if abs(asked - count) < 1 else count)
     return [min(int(place * step + 1e-6), num_frames - 1) for place in range(count)]
 
 

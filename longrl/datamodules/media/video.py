@@ -229,7 +229,7 @@ def read_frame_index(path: str | Path, limits: MediaLimits = DEFAULT_MEDIA_LIMIT
     key_bytes = positions[keys] if scan.is_broadcast else None
     return FrameIndex(
         pts, starts, end_s, keys, scan.size, orientation, scan.has_alpha, key_bytes, scan.in_order, missing_s,
-        is_exactly_turned=matrix is None or is_exact(matrix),
+        is_exactly_turned=matrix is None or is_exact(matrix), pixel_format=scan.pixel_format,
     )  # fmt: skip
 
 
@@ -271,6 +271,7 @@ def _scan_packets(path: str | Path, limits: MediaLimits) -> PacketScan:
             size=(stream.height, stream.width),
             display_matrix=None if matrix is None else bytes(matrix),
             has_alpha=first is not None and any(part.is_alpha for part in first.format.components),
+            pixel_format="" if first is None else first.format.name,
             is_broadcast=container.format.name in BROADCASTS,
             # An AVI stores frames in decoding order and no times at all.
             in_order=container.format.name == "avi" and bool(stream.codec_context.has_b_frames),

@@ -182,6 +182,15 @@ def test_steps_count_frames_where_middles_count_time():
     assert sample_indices(starts, 8.0, replace(sampling, span_s=(0.0, 4.0))) == [0, 1, 2, 3]
 
 
+def test_starts_are_every_so_many_seconds_and_inner_steps_leave_both_ends_out():
+    every = VideoSampling(fps=2.0, moments="starts")
+    assert sample_indices(np.arange(109) / 10, 10.9, every) == list(range(0, 110, 5))
+    assert sample_indices(np.arange(109) / 10, 10.9, replace(every, rate_rounding="down")) == list(range(0, 105, 5))
+    assert sample_indices(np.arange(100) / 10, 10.0, replace(every, max_frames=4)) == [0, 25, 50, 75]
+    assert sample_indices(np.arange(100) / 10, 10.0, VideoSampling(None, 4, moments="starts")) == [0, 25, 50, 75]
+    assert sample_indices(np.arange(100) / 10, 10.0, VideoSampling(None, 4, moments="inner")) == [20, 40, 60, 80]
+
+
 @settings(deadline=None)
 @given(
     count=st.integers(1, 400),
@@ -190,7 +199,7 @@ def test_steps_count_frames_where_middles_count_time():
     low=st.integers(1, 5),
 )
 def test_a_multiple_divides_the_number_of_frames_while_there_are_as_many(count, fps, step, low):
-    for moments in ("middles", "ends"):
+    for moments in ("middles", "ends", "inner", "starts"):
         sampling = VideoSampling(
             fps=2.0, min_frames=low * step, max_frames=40 * step, moments=moments, multiple_of=step
         )

@@ -98,6 +98,16 @@ def test_scenes_and_motion_look_at_small_pictures(tmp_path):
     assert moments.at_s == (4.0, 16.0)
 
 
+def test_candidates_are_small_upright_and_the_frames_of_their_times(tmp_path):
+    path = str(write(tmp_path / "v.mp4", 40, matrix=(0, 1, -1, 0)))  # 64 x 48, turned
+    video = Candidates(path, VideoSampling(span_s=(1.0, 3.0)), 2.0, 3)
+    (pictures,) = video.pictures(24)
+    assert pictures.shape == (3, 32, 24, 3)
+    wanted = read_video(path, VideoSampling(at_s=tuple(video.times))).pixels
+    assert np.abs(pictures.mean(axis=(1, 2, 3)) - wanted.float().mean(dim=(1, 2, 3)).numpy()).max() <= 1
+    assert np.abs(video.greys()[:, 0, 0] - pictures[:, 0, 0].mean(axis=1)).max() <= 1
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_similarity_is_that_of_the_folders_own_processor_and_model(folders, tmp_path, name):
     """Against transformers, picture by picture, on pictures that are as small as the model reads them."""
