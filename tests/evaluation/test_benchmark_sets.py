@@ -26,6 +26,7 @@ from longrl.evaluation.endpoint_policy import ChatReader
 from longrl.evaluation.mmmu_rule import video_mmmu_score
 from longrl.evaluation.outcomes import judge_answers, make_outcome
 from longrl.evaluation.records import group_records
+from longrl.evaluation.samples import records_of, sample_lines
 from longrl.rewards import RewardSum
 from longrl.rewards.judge import JudgementFailed
 from longrl.rewards.published_judge import correct_flag, score_of_five, yes_or_no
@@ -187,6 +188,10 @@ def test_vsi_bench():
     assert [robust[kind].accuracy for kind, *_ in kinds[1:]] == [1.0, 1.0, 0.0]
     assert outcome.summary.lenient_graded["mra"]["MRA"]["overall"].accuracy == pytest.approx(0.5)  # the paper's "<"
     assert outcome.to_dict()["protocol_figures"] == dict(outcome.figures)
+    (line, *_) = sample_lines(outcome, rows, {})
+    assert records_of(line)[0]["accuracy_by_rule"] == pytest.approx(0.6)
+    del line["accuracy_by_rule"]  # as before rules could score by degrees
+    assert records_of(line)[0]["accuracy_by_rule"] == 1.0
     assert figures_table([outcome]).rows[0] == ["average of tasks", "46.7"]
     assert [record["accuracy_by_rule"] for (record,) in outcome.records.values()] == pytest.approx([0.6, 1, 0, 0])
 
