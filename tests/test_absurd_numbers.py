@@ -34,6 +34,7 @@ from longrl.datamodules.media.opening import MediaLimits
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.sources import DecodeLimits
 from longrl.datamodules.media.subtitles import Subtitles
+from longrl.datamodules.selection import Coverage, KeyFrames, Motion
 from longrl.diffusion.diffusion_module import DiffusionModule
 from longrl.diffusion.objectives import BestOfGroup, DiffusionDPO, DiffusionNFT
 from longrl.diffusion.old_policy import OldPolicySettings
@@ -56,6 +57,7 @@ from longrl.evaluation.endpoint_policy import EndpointPolicy
 from longrl.evaluation.local_policy import LocalPolicy
 from longrl.evaluation.own_answers import ChoiceRules
 from longrl.models.ema import EMASettings
+from longrl.models.fewer_tokens import FewerTokens
 from longrl.models.lora import LoRASettings
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
@@ -91,11 +93,12 @@ CLASSES = [
     (Constant, {"max_completion_tokens": 8}), (SamplingParams, {}), (OptimizerSettings, {}),
     (Distillation, {}), (LocalTeacher, {"family": TEXT}),
     (PolicyModule, {"family": TEXT}), (TextFamily, {"model": "m"}), (Qwen2_5_VLFamily, {"model": "m"}),
-    (Qwen3VLFamily, {"model": "m"}), (VilaFamily, {"model": "m"}), (MRSPStrategy, {}),
+    (Qwen3VLFamily, {"model": "m"}), (FewerTokens, {"model": "m", "max_kept_tokens": 9}),
+    (VilaFamily, {"model": "m"}), (MRSPStrategy, {}),
     (LongVideoReason, {"family": TEXT}), (VideoSampling, {}),
     (PassRates, {}), (LearningProgress, {}), (Curriculum, {"pass_rates": PassRates()}),
     (Schedule, {"steps": [0], "values": [8.0]}),
-    (Subtitles, {}), (MediaLimits, {}), (DecodeLimits, {}),
+    (KeyFrames, {}), (Motion, {}), (Coverage, {}), (Subtitles, {}), (MediaLimits, {}), (DecodeLimits, {}),
     (TeacherView, {}), (ServerTeacher, {"urls": "http://127.0.0.1:1", "family": TEXT}),
     (RolloutCallback, {"reward": REWARD}), (Watchdog, {}), (Checkpoint, {}), (Generations, {}), (TerminalView, {}),
     (EvaluationReport, {}), (HFEngine, {}), (VLLMEngine, {}), (VLLMServerEngine, {"urls": "http://127.0.0.1:1"}),
@@ -155,6 +158,7 @@ max_length_ratio max_similarity right_from eval_share sft_share blind_share max_
 max_failed_share max_skipped_share TwoSidedMask.low GeometricMask.low stale_low stale_high max_kl Distillation.coef
 sft_coef low retry_after memory bonus ratio margin flat_steps decay_per_step max_decay imitation
 ChoiceRules.wrong_below min_reward quality_weight generation_weight gamma label_smoothing
+detail_frames still_share min_gap_s Coverage.threshold max_depth
 """
 """Options that may be 0: none of it, switched off, or the least of a measure."""
 ENDLESS = """

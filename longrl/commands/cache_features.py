@@ -200,11 +200,11 @@ class CacheFiller:
 
 
 def rows_by_media(rows: Sequence[Row], render: RowRenderer) -> list[list[int]]:
-    """Indices of rows that show the same media, one list for each combination, in the order met."""
-    groups: dict[tuple[tuple[str, ...], ...], list[int]] = {}
+    """Indices of rows that show the same frames of the same media, one list for each combination, in the order met."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for index, row in enumerate(rows):
         if (row.videos or row.images or row.audios) and not render.drops_media(row):
-            groups.setdefault((row.videos, row.images, row.audios), []).append(index)
+            groups.setdefault((row.videos, row.images, row.audios, render.media_question(row)), []).append(index)
     return list(groups.values())
 
 

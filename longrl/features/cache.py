@@ -63,6 +63,8 @@ class FeatureCache:
         """Of their features, on this rank."""
         self.num_requested = 0
         """Distinct media asked for, summed over calls."""
+        self.last_encoded: frozenset[str] = frozenset()
+        """Keys of the media that the last call of `get_or_encode` sent through the encoder."""
         self._features: OrderedDict[str, Tensor] = OrderedDict()
         self._reported = (0, 0)
         """Media requested and encoded that `metrics` has counted."""
@@ -102,6 +104,7 @@ class FeatureCache:
                 self.disk.write(model, encoded, time.perf_counter() - start, sp_group)
             self.num_encoded_bytes += sum(part.nbytes for part in encoded.values())
         self.num_encoded += len(missing)
+        self.last_encoded = frozenset(item.key for item in missing)
         self.num_requested += len(media) if counted else len(missing)
         # 3. The least recently used go first; those of this call stay whatever their size.
         features = {item.key: self._features[item.key] for item in media}

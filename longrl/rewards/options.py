@@ -49,12 +49,25 @@ def parse_options(problem: str) -> dict[str, str]:
         {} when the text holds no two such options.
     """
     text = unicodedata.normalize("NFKC", problem)
+    run = _labels_of(text)
+    return _wordings(text, run) if run else {}
+
+
+def without_options(problem: str) -> str:
+    """The question alone: what stands before its options, or all of it where none or nothing does."""
+    text = unicodedata.normalize("NFKC", problem)
+    run = _labels_of(text)
+    return (text[: run[0].start()].strip() if run else "") or problem.strip()
+
+
+def _labels_of(text: str) -> list[re.Match[str]]:
+    """The labels of a text's options, none or at least two."""
     for is_numbered, patterns in enumerate(_LABELS):
         for pattern in patterns:
             run = _longest_run(list(pattern.finditer(text)), is_numbered=bool(is_numbered))
             if len(run) >= 2 and not (is_numbered and "?" in text[run[-1].end() :]):
-                return _wordings(text, run)
-    return {}
+                return run
+    return []
 
 
 def _longest_run(labels: list[re.Match[str]], *, is_numbered: bool) -> list[re.Match[str]]:

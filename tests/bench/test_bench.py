@@ -6,11 +6,12 @@ import json
 import multiprocessing
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.distributed import forked_processes
+from tests.distributed import forked_processes, run_as_torchrun
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -174,9 +175,15 @@ def test_rollout_has_a_row_for_every_source_and_encodes_where_it_must(bench, tmp
     assert all(row["rollout_s"] > 0 for row in rows)
 
 
-@pytest.mark.slow
-def test_hour_long_has_a_row_for_every_phase(bench, tmp_path):
+def test_hour_long_has_a_row_for_every_phase(bench, tmp_path, monkeypatch):
     script = bench("hour_long")
+
+    def forked(command, **options):
+        (num_ranks,) = (int(arg.partition("=")[2]) for arg in command if arg.startswith("--nproc_per_node="))
+        run_as_torchrun(num_ranks, *command[command.index("longrl") + 1 :])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=forked))
     sizes = dataclasses.replace(script.QUICK, frames=(4,), seconds=8, completions=2, response_tokens=2)
     rows = written_by(script, sizes, tmp_path)["rows"]
     assert [(row["sp"], row["phase"]) for row in rows] == [(sp, phase) for sp in (1, 2) for phase in script.PHASES]

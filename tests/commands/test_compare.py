@@ -6,13 +6,15 @@ import pytest
 
 from longrl.commands.main import main
 from longrl.evaluation.comparison import compare_folders
+from longrl.evaluation.protocol import list_protocol_facts
+from longrl.io.jsonl import read_jsonl
 from tests.evaluation.scripted import evaluated
 
 
 def test_the_gain_is_printed_and_written(tmp_path, capsys):
     a, b = tmp_path / "a", tmp_path / "b"
     evaluated(a, policy="Mixed")
-    evaluated(b, says="<answer>{gold}</answer>")
+    evaluated(b, "--data.selection=longrl.datamodules.selection.KeyFrames", says="<answer>{gold}</answer>")
     capsys.readouterr()
     main(["compare", str(a), str(b), "--out", str(tmp_path / "c.json")])
     printed = capsys.readouterr().out
@@ -21,6 +23,10 @@ def test_the_gain_is_printed_and_written(tmp_path, capsys):
     found = compare_folders(a, b)["video"]
     assert json.loads((tmp_path / "c.json").read_text())["video"]["won"] == found.won
     assert f"won: {', '.join(found.won)}" in printed
+    results = json.loads((b / "results.json").read_text())
+    assert "; selection: name KeyFrames, candidates_fps 1.0" in list_protocol_facts(results)["frames of a question"]
+    assert {line["selection"] for line in read_jsonl(b / "samples.jsonl")} == {"KeyFrames"}
+    assert 'not asked alike: reading.selection was null, is {"name": "KeyFrames", ' in printed
 
     # The same once more is no loss, another one would be.
     main(["compare", str(a), str(b), "--out", str(tmp_path / "c.json")])

@@ -147,13 +147,14 @@ def usable_items(items: Sequence[Item | UnusableSample], skips: SkipLog, sp_grou
         sp_group: ranks that read shards of the same samples: what one of them could not read is skipped by all.
 
     Raises:
-        ValueError: too many rows were skipped.
+        ValueError: too many rows were skipped, or ranks see other frames of one.
     """
     # 1. The first error of any rank counts for all.
     errors = [item if isinstance(item, UnusableSample) else None for item in items]
     if sp_group.size > 1:
-        of_items = zip(*sp_group.gather(errors), strict=True)
-        errors = [next(filter(None, of_ranks), None) for of_ranks in of_items]
+        frames = [item.frame_indices if isinstance(item, Prompt) else () for item in items]
+        of_items = zip(*sp_group.gather(list(zip(errors, frames, strict=True))), strict=True)
+        errors = [_first_error(of_ranks) for of_ranks in of_items]
     # 2. Each draw is counted before its error, for the limit depends on the number of draws.
     usable = []
     for item, error in zip(items, errors, strict=True):
@@ -165,6 +166,22 @@ def usable_items(items: Sequence[Item | UnusableSample], skips: SkipLog, sp_grou
             if isinstance(item, Prompt) and item.torn_videos:
                 skips.add_torn(item.id, item.torn_videos)
     return usable
+
+
+def _first_error(of_ranks: Sequence[tuple[UnusableSample | None, Any]]) -> UnusableSample | None:
+    """Why a sample is skipped by all ranks that share it, None if it is not.
+
+    Raises:
+        ValueError: its frames are not the same on all of them: each would encode a part of another video.
+    """
+    errors = [error for error, _ in of_ranks if error is not None]
+    if not errors and any(frames != of_ranks[0][1] for _, frames in of_ranks):
+        raise ValueError(
+            "ranks of a sequence-parallel group chose different frames of one video: their processors round "
+            "differently, or a function of yours is not the same in every process; name a folder that all of them "
+            "see in data.selection.init_args.cache_dir, or correct the function"
+        )
+    return next(iter(errors), None)
 
 
 class PromptStream(Generic[Item]):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
 
+from longrl.datamodules.loading.interleaved_frames import check_one_video, interleaved_text, single_frames
 from longrl.datamodules.loading.prompt_lengths import check_characters, check_length
+from longrl.datamodules.loading.reading_time import ReadingClock
 from longrl.datamodules.loading.row_marks import video_of
+from longrl.datamodules.loading.selected_media import ReadMedia, asked_question, check_selection, shown_frames
 from longrl.datamodules.loading.shown_media import ordered_media, without_media
 from longrl.datamodules.loading.skips import CODE_ERRORS
 from longrl.datamodules.loading.templates import DEFAULT_QUESTION, DEFAULT_RESPONSE, fill_template
@@ -22,10 +27,13 @@ from longrl.datamodules.media.decoders import check_decoder, decoder_version
 from longrl.datamodules.media.frame_lists import FRAME_LIST_SUFFIX
 from longrl.datamodules.media.images import read_image
 from longrl.datamodules.media.remote import NO_REMOTE, RemoteMedia
-from longrl.datamodules.media.sampling import VideoSampling, read_span
+from longrl.datamodules.media.sampling import VideoSampling, in_parts, read_span
 from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames, open_video
 from longrl.datamodules.media.subtitles import Subtitles, subtitle_files, subtitle_text
 from longrl.datamodules.media.video import MIB, VideoReader, hold_frames
+from longrl.datamodules.media.video_parts import VideoPart
+from longrl.datamodules.selection.details import text_with_details
+from longrl.datamodules.selection.frame_selection import FrameSelection
 from longrl.models.cell_order import shuffled_prompt
 from longrl.models.chat_tokens import break_token
 from longrl.models.reading import RendersPrompts
@@ -94,6 +102,8 @@ class RowRenderer:
     """Show videos with their temporal patches in an order that follows from the row's id."""
     max_prompt_tokens: int | None = None
     subtitles: Subtitles = NO_SUBTITLES
+    selection: FrameSelection | None = None
+    """Which frames of a video a question is shown; None leaves it to `video`."""
     cached_media: int = 0
     decoding: DecodeLimits = DEFAULT_LIMITS
     remote: RemoteMedia = NO_REMOTE
@@ -116,6 +126,15 @@ class RowRenderer:
     """kind, path and sampling -> frames or sound, the least recently used first."""
     _checked: set[str] = field(default_factory=set, repr=False)
     """Keys of videos too large to hold that were decoded once without an error."""
+    _clock: ReadingClock = field(default_factory=ReadingClock, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.subtitles.lays_out_frames and (self.shuffle_frames or self.family.use_audio_in_video):
+            option = "data.shuffle_frames (or --shuffled_baseline)" if self.shuffle_frames else "use_audio_in_video"
+            raise ValueError(
+                f"data.subtitles.lines=interleaved shows a video as single images, and {option}=true is of videos; set "
+                "one of them to another value"
+            )
 
     @property
     def families(self) -> list[RendersPrompts]:
@@ -128,6 +147,7 @@ class RowRenderer:
         limit = self.decoding.max_held_mib * MIB
         pixels = getattr(self.family, "max_pixels", None)
         num_frames = self.video.num_frames or self.video.max_frames
+        num_frames += self.selection.detail_frames if self.selection else 0
         held = limit if pixels is None else min(limit, 3 * pixels * num_frames)
         return held if self.teacher is None else held + self.teacher.most_held_bytes
 
@@ -161,23 +181,23 @@ class RowRenderer:
         span = row.metadata.get("span_s")
         video = video_of(row, self.video)
         sampling = replace(video, span_s=read_span(span)) if span else video
+        parts = row.metadata.get("parts_s")
+        if parts:
+            sampling = in_parts(video, parts, row.metadata.get("parts_frames"))
 
-        # 3. Decoded media, or where to get them; a video's sound track comes right after its frames.
-        media: list[Frames | AudioClip] = []
-        torn = []
-        for kind, path in ordered_media(shown):
-            has_track = kind == "video" and self.family.use_audio_in_video
-            tracks = [self._sound_track(path, sampling)] if has_track else []
-            item = self._read(kind, path, sampling)
-            media += [item, *tracks]
-            if isinstance(item, Frames) and item.missing_s:
-                torn.append(path)
+        # 3. Decoded media, or where to get them.
+        spent_before = self._clock.spent_s
+        read = self._media(shown, sampling)
+        media = read.media
 
         # 4. Token ids, at most so many.
         text = self._question_text(shown, None if blind else media)
+        asked, text = read.place_details(shown, text)
         is_pair = self.stage == "preference" and shown.rejected is not None
         is_text = is_pair or (self.stage == "sft" and not shown.trace)
-        prompt = self.family.render(shown, text, media, self.response(shown) if is_text else None)
+        prompt = self.family.render(asked, text, media, self.response(shown) if is_text else None)
+        if asked is not shown:  # what else reads the row, and renders it again, reads it without the images
+            prompt = replace(prompt, row=shown)
         if is_pair:
             prompt = with_rejected(self.family, prompt)
         if self.stage == "sft" and shown.trace:
@@ -193,12 +213,36 @@ class RowRenderer:
             prompt,
             media=items,
             frame_indices=tuple(item.indices for item in frames),
-            frame_times=tuple(item.timestamps for item in frames),
-            torn_videos=tuple(torn),
+            frame_times=tuple(read.frame_times),
+            torn_videos=tuple(read.torn),
+            video_s=tuple(item.duration_s for item in frames if item.kind == "video"),
+            reading=self._clock.of(media, spent_before),
         )
         if not self.shuffle_frames:
             return prompt
         return shuffled_prompt(self.family, prompt, f"frames of {row.id}") or prompt
+
+    def _media(self, shown: Row, sampling: VideoSampling) -> ReadMedia:
+        """A row's media in the order shown; a video's sound track, then its images, come right after its frames."""
+        read = ReadMedia()
+        for kind, path in ordered_media(shown):
+            if kind != "video":
+                read.add(path, self._read(kind, path, sampling))
+                continue
+            chosen = shown_frames(self.selection, shown, path, sampling, self.decoding, self.remote)
+            track = self._sound_track(path, sampling) if self.family.use_audio_in_video else None
+            if self.subtitles.lays_out_frames:
+                read.add_frames(path, self._single_frames(shown, path, chosen.sampling))
+                continue
+            read.add(path, self._read(kind, path, chosen.sampling) if chosen.part is None else self._part(chosen.part))
+            if track is not None:
+                read.add(path, track)
+            read.add_details(chosen.detail_times, [self._part(part) for part in chosen.details])
+        return read
+
+    def media_question(self, row: Row) -> str:
+        """What of a row's question decides which frames of its videos are shown; "" where nothing does."""
+        return asked_question(row) if self.selection is not None and self.selection.reads_question else ""
 
     def _traces(self, video: VideoSampling) -> TraceRenderer:
         return TraceRenderer(self.family, video, self.shard, self.decoding, self.remote, self.patch_dtype, self.stored)
@@ -219,10 +263,23 @@ class RowRenderer:
                 videos = [item for item in media if isinstance(item, Frames) and item.kind == "video"]
             for path in subtitle_files(shown, self.subtitles.source) if self.subtitles.source == "record" else ():
                 self.remote.roots.check(path)
-            lines = subtitle_text(shown, self.subtitles, videos)
-            subtitles = chat.declared_and_tags.sub(break_token, lines)
+            as_text = functools.partial(chat.declared_and_tags.sub, break_token)
+            if self.subtitles.lays_out_frames and media:
+                images = [item for item in media if isinstance(item, Frames)]
+                subtitles = interleaved_text(shown, self.subtitles, images, as_text)
+            else:
+                subtitles = as_text(subtitle_text(shown, self.subtitles, videos))
         told = self._told(shown) if self.tells_answer else {}
+        told |= {"asked": question} | self._wordings(shown, media or ())
         return fill_template(self.question_template, problem=question, subtitles=subtitles, **told)
+
+    def _wordings(self, shown: Row, media: Sequence[Frames | AudioClip]) -> dict[str, str]:
+        """What a published protocol's wording says beside the problem: `QUESTION_NAMES` says of what."""
+        times = [time for item in media if isinstance(item, Frames) for time in item.timestamps if item.kind == "video"]
+        given = {name: shown.metadata.get(name) for name in ("asked", "instruction")}
+        texts = {name: self.family.chat.declared.sub(break_token, str(text)) for name, text in given.items() if text}
+        seconds = ", ".join(str(round(time, 4)) for time in times)
+        return {"instruction": "", "num_frames": str(len(times)), "frame_times": seconds, **texts}
 
     def _told(self, row: Row) -> dict[str, str]:
         """What a row's own answer says, as text that places no media and ends no turn."""
@@ -261,6 +318,10 @@ class RowRenderer:
         row = Row("harmless", "What is this?", "A", reasoning="It is black.")
         told = self._told(row) if self.tells_answer else {}
         text = fill_template(self.question_template, problem=row.problem, subtitles="", **told)
+        check_selection(self.selection, self.family, self.subtitles.lays_out_frames)
+        if self.selection is not None and self.selection.detail_frames and "video" in kinds:
+            text = text_with_details(text, [item.kind for item in media], [(0.0,)])
+            media.insert([item.kind for item in media].index("video") + 1, BLANKS["image"])
         self.family.render(row, text, media, None if self.stage == "rl" else self.response(row))
         if self.teacher is not None:
             self.teacher.try_options(rows)
@@ -275,12 +336,14 @@ class RowRenderer:
             "video": self.video.identity(),
             "question_template": self.question_template,
             "blind": self.blind,
-            "subtitles": asdict(self.subtitles),
+            "subtitles": self.subtitles.identity(),
             "decoder": decoder_version(self.video),
             "pixel_rules": PIXEL_RULES,
         }
         if self.shuffle_frames:  # without it, answers stored before there was such an option are found
             identity["shuffle_frames"] = True
+        if self.selection is not None:
+            identity["selection"] = self.selection.identity()
         return identity
 
     def drops_media(self, row: Row) -> bool:
@@ -303,10 +366,10 @@ class RowRenderer:
         return fill_template(template, **values)
 
     def _sound_track(self, path: str, sampling: VideoSampling) -> AudioClip:
-        if sampling.span_s is not None:
+        if sampling.span_s is not None or sampling.at_s is not None:
             raise UnusableSample(
                 path,
-                "a part of its video is asked about (span_s), but a sound track is heard as a whole; set "
+                "a part of its video is asked about (span_s, parts_s), but a sound track is heard as a whole; set "
                 "model.family.init_args.use_audio_in_video to false",
             )
         if path.endswith(FRAME_LIST_SUFFIX):
@@ -316,6 +379,14 @@ class RowRenderer:
         sound = self._read("audio", path, sampling)
         assert isinstance(sound, AudioClip)
         return replace(sound, is_video_track=True)
+
+    def _single_frames(self, row: Row, path: str, sampling: VideoSampling) -> list[Frames]:
+        """The frames of a row's only video as images, between which its subtitles stand."""
+        check_one_video(row)
+        self.remote.roots.check(path)
+        local = self.remote.local_path(path) if "://" in path else path
+        reader = open_video(local, sampling, remote=self.remote, limits=self.decoding.media)
+        return single_frames(reader, self.decoding, self.shard)
 
     def _read(self, kind: MediaKind, path: str, sampling: VideoSampling) -> Frames | AudioClip:
         """A file as the family reads it, kept for the next rows that show it."""
@@ -327,10 +398,12 @@ class RowRenderer:
         if "://" in path:
             return self._read_remote(kind, path, sampling)
         item: Frames | AudioClip
+        start = time.perf_counter()
         try:
             if kind == "image":
                 item = read_image(path, self.shard, self.decoding.media)
                 self.family.outline_media(item)
+                self._clock.decoded(item.key, start)
             elif kind == "video":
                 item = self._video(path, sampling)
             else:
@@ -340,6 +413,21 @@ class RowRenderer:
         except Exception as error:  # the family's: too thin a picture, say
             raise UnusableSample.because(error, "the model cannot be shown it", path) from error
         self._cache[known] = item
+        return item
+
+    def _part(self, part: VideoPart) -> Frames:
+        """A part of a video as the family reads it, kept likewise; its path is that of a local file."""
+        known = ("part", part)
+        if known not in self._cache:
+            try:
+                self._cache[known] = self._traces(self.video).read_part(part)
+            except (UnusableSample, *CODE_ERRORS):
+                raise
+            except Exception as error:  # the family's
+                raise UnusableSample.because(error, "the model cannot be shown it", part.path) from error
+        self._cache.move_to_end(known)
+        item = self._cache[known]
+        assert isinstance(item, Frames)
         return item
 
     def _read_remote(self, kind: MediaKind, url: str, sampling: VideoSampling) -> Frames | AudioClip:
@@ -354,7 +442,9 @@ class RowRenderer:
         if not self.family.supports_audio:
             raise UnusableSample(path, f"{type(self.family).__name__} reads no sound; {AUDIO_FAMILY}")
         options = self.shard, self.video.torn, self.decoding.media
+        start = time.perf_counter()
         sound = read_sound(path, *options)
+        self._clock.decoded(sound.key, start)
         if self.stored is not None and self.stored.has(self.family.outline_media(sound).key):
             return replace(sound, waveform=sound.waveform[:0], source=FileSound(path, *options))
         return sound
@@ -362,6 +452,7 @@ class RowRenderer:
     def _video(self, path: str, sampling: VideoSampling) -> Frames:
         """A video's frames at the encoder's size if they are few; else, or if features are stored, their source."""
         # 1. Times and size alone give the key of the features, and the grid.
+        start = time.perf_counter()
         temporal_patch_size = self.family.temporal_patch_size
         limits = self.decoding
         reader = open_video(path, sampling, self.shard, temporal_patch_size, self.remote, limits.media)
@@ -384,6 +475,7 @@ class RowRenderer:
         # 4. Decoded once in any case, so that a broken frame shows here; held in memory if they are few.
         parts = map(self.family.resize, reader.chunks(limits.frames_at_once(reader.outline)))
         frames = hold_frames(parts, len(reader.indices), limits.max_held_mib)
+        self._clock.decoded(outline.key, start)
         if frames is None:
             self._checked.add(outline.key)
             return outline

@@ -103,7 +103,7 @@ class TraceRenderer:
         try:
             if "path" in part:
                 return read_image(self.remote.local_path(path), self.shard, self.decoding.media)
-            return self._part(self._video_part(part))
+            return self.read_part(self._video_part(part))
         except (UnusableSample, *CODE_ERRORS):
             raise
         except Exception as error:  # the family's: too thin a picture, say
@@ -130,7 +130,8 @@ class TraceRenderer:
             given = {"min_frames": min(VideoSampling().min_frames, given["max_frames"]), **given}
         return VideoSampling(span_s=span, torn="keep", **given)
 
-    def _part(self, part: VideoPart) -> Frames:
+    def read_part(self, part: VideoPart) -> Frames:
+        """A part of a video, this rank's shard of it; without pixels where its features are stored."""
         outline = part.outline()
         size = 1 if part.is_image else self.family.temporal_patch_size
         source = ShardOfPart(part, self.shard, size)

@@ -79,7 +79,7 @@ class VideoReader:
     ) -> None:
         # 1. What the file is, and when its frames appear.
         digest = content_digest(path)
-        index = _known_index(path, limits)
+        index = known_index(path, limits)
         duration_s = index.end_s - float(index.starts[0])
         if index.missing_s and sampling.torn == "skip":
             raise UnusableSample(
@@ -233,7 +233,7 @@ def read_frame_index(path: str | Path, limits: MediaLimits = DEFAULT_MEDIA_LIMIT
     )  # fmt: skip
 
 
-def _known_index(path: str | Path, limits: MediaLimits) -> FrameIndex:
+def known_index(path: str | Path, limits: MediaLimits) -> FrameIndex:
     """As `read_frame_index`, read once per version of the file: of an hour, parts are asked for one after the other."""
     state = os.stat(path)
     return _index_of(str(path), (os.path.abspath(path), state.st_size, state.st_mtime_ns), limits)

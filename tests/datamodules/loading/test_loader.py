@@ -189,12 +189,21 @@ def test_ranks_that_share_samples_skip_what_one_of_them_cannot_read(tmp_path):
     class TwoRanks:
         size = 2
 
-        def gather(self, errors):
-            return [[None, bad, None], errors]
+        def gather(self, items):
+            return [[(None, ()), (bad, ()), (None, ())], items]
 
     skips = skip_log(tmp_path, 9)
     assert usable_items(["a", "c", "d"], skips, TwoRanks()) == ["a", "d"]
     assert [line["id"] for line in listed(tmp_path)] == ["c"]
+
+    class OtherFrames(TwoRanks):
+        def gather(self, items):
+            return [[(None, ((1, 2),))], items]
+
+    with pytest.raises(
+        ValueError, match=r"chose different frames of one video: .*data\.selection\.init_args\.cache_dir"
+    ):
+        usable_items(["a"], skips, OtherFrames())
 
 
 def test_a_state_of_other_questions_is_refused_but_moved_media_are_not(tmp_path):
