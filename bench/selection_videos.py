@@ -1,8 +1,8 @@
 """Long videos with a short event that a question describes, and pictures with captions to learn its words from.
 
-A video has scenes of 5 to 11 seconds, each with one object (a colour, a shape, a corner). In one scene another object takes
-its place for two seconds: the event. In half of the others such an object does too, which no question is about, so that
-a change alone says little. What an event shows, colour, shape and corner together, no picture of the training shows.
+A video has scenes of 5 to 11 seconds, each with one object (a colour, a shape, a corner). In one scene another object
+takes its place for two seconds: the event. In half of the others such an object does too, which no question is about, so
+that a change alone says little. What an event shows, colour, shape and corner together, no picture of training shows.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def write_video(path: Path, seconds: int, seed: str) -> PlantedVideo:
 
 
 def scene_edges(rng: Random, num_frames: int) -> list[int]:
-    """Numbers of the frames at which scenes begin, and of all: lengths are uneven, so that no rate of frames keeps step."""
+    """Numbers of the frames at which scenes begin, and of all: uneven lengths, so that no rate of frames keeps step."""
     edges = [0]
     while num_frames - edges[-1] > SCENE_S[1] * FPS:
         longest = min(SCENE_S[1] * FPS, num_frames - edges[-1] - SCENE_S[0] * FPS)
