@@ -1,8 +1,8 @@
 """Long videos with a short event that a question describes, and pictures with captions to learn its words from.
 
 A video has scenes of 5 to 11 seconds, each with one object (a colour, a shape, a corner). In one scene another object
-takes its place for two seconds: the event. In half of the others such an object does too, which no question is about, so
-that a change alone says little. What an event shows, colour, shape and corner together, no picture of training shows.
+takes its place for two seconds: the event. In half of the others such an object does too, which no question is about,
+so that a change alone says little. What an event shows, colour, shape and corner together, no picture of training shows.
 """
 
 from __future__ import annotations
