@@ -6,7 +6,6 @@ per patch.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,12 +59,18 @@ class EncodeCost:
         num_params, num_audio_params = count_encoder_params(family, model) if vision else (0, 0)
         return cls(vision, family.audio_sizes(), num_params, num_audio_params)
 
-    def flops(self, item: Media, num_features: int) -> float:
-        """Operations for a media item that becomes so many features; thumbnails of tiled images are left out."""
+    def flops(self, item: Media, num_features: int, num_patches: int) -> float:
+        """Operations for a media item; thumbnails of tiled images are left out.
+
+        Args:
+            item: what is encoded.
+            num_features: of a sound, its tokens.
+            num_patches: of what is seen, patches that the encoder reads (`family.encoded_patches`).
+        """
         if item.kind == "audio":
             assert self.audio is not None, "a model that does not hear has no sounds"
             return hearing_flops(self.audio, self.num_audio_params, num_features)
         assert self.vision is not None, "a model that does not see has no pictures"
         _, height, width = item.grid_thw
         params = self.num_params - self.num_audio_params
-        return seeing_flops(self.vision, params, math.prod(item.grid_thw), height * width)
+        return seeing_flops(self.vision, params, num_patches, height * width)

@@ -16,6 +16,10 @@ SIZES = VisionSizes(
 )  # fmt: skip
 
 
+def pooled_family():
+    return vl_family(temporal_pool=2)
+
+
 def test_seeing_by_hand():
     """Of 20 patches each sees 6 in three layers and 10 in two."""
     assert seeing_flops(SIZES, 100, 20, 10) == 20 * (2 * 100 + 4 * 2 * (3 * 6 + 2 * 10))
@@ -26,7 +30,7 @@ def test_hearing_by_hand():
     assert hearing_flops(sizes, 100, 7) == 2 * 100 * 7 * 2
 
 
-@pytest.mark.parametrize("make", [vl_family, vila_family, omni_family])
+@pytest.mark.parametrize("make", [vl_family, pooled_family, vila_family, omni_family])
 def test_a_video_costs_what_the_planner_says(make):
     family = make()
     item = video_outline(family, 8, 112, 84)
@@ -35,12 +39,14 @@ def test_a_video_costs_what_the_planner_says(make):
         sizes,
         media_tokens=family.num_features(item),
         spatial_patches=item.grid_thw[1] * item.grid_thw[2],
-        pooled_frames=item.temporal_patch_size // sizes.vision_encoder.frames_per_patch,
+        encoded_patches=family.encoded_patches(item),
     )
     cost = EncodeCost.of(family, family.build())
-    assert cost.flops(item, family.num_features(item)) == pytest.approx(flops.encode_flops(plan))
+    found = cost.flops(item, family.num_features(item), family.encoded_patches(item))
+    assert found == pytest.approx(flops.encode_flops(plan))
+    assert family.encoded_patches(item) >= 8 // 2 * item.grid_thw[2], "of eight frames, pooled or not"
     image = family.outline_media(Frames("image", torch.zeros(1, 3, 112, 84, dtype=torch.uint8), (0.0,), "image"))
-    assert cost.flops(image, family.num_features(image)) > 0
+    assert cost.flops(image, family.num_features(image), family.encoded_patches(image)) > 0
 
 
 def test_a_model_without_encoders_costs_nothing():
@@ -54,4 +60,4 @@ def test_a_sound_costs_by_its_tokens():
     cost = EncodeCost.of(family, family.build())
     sound = Media("audio", torch.zeros(0, 128), (1, 100, 1), 0.0, (), "sound")
     wanted = 2 * 25 * family.audio_sizes().states_per_token * cost.num_audio_params
-    assert cost.flops(sound, 25) == wanted > 0
+    assert cost.flops(sound, 25, 0) == wanted > 0
