@@ -222,7 +222,9 @@ def protocol_table(group: ScoreboardGroup) -> PageTable:
         source = f" ({protocol['source']})" if protocol.get("source") else ""
         facts = {"protocol": f"{protocol['name']}{source}" if protocol else NOT_RECORDED}
         for row in own:
-            video = list_values((row.asked.get("reading") or {}).get("video") or {})
+            reading = row.asked.get("reading") or {}
+            video = list_values(reading.get("video") or {})
+            video += f"; selection: {list_values(reading['selection'])}" if "selection" in reading else ""
             facts[f"frames of row {row.number} ({row.condition})"] = "none" if row.blind else video or NOT_RECORDED
         facts |= {
             "budget": list_values(results.get("budget") or {}) or NOT_RECORDED,

@@ -82,10 +82,10 @@ def _median(spread: Mapping[str, float] | None) -> float | None:
     return None if spread is None else spread["median"]
 
 
-def _frame_rule(video: Mapping[str, Any], selection: Any) -> str | None:
+def _frame_rule(video: Mapping[str, Any], selection: Mapping[str, Any] | None) -> str | None:
     """Which moments of a video are shown."""
     if selection:
-        return f"frames by {selection.get('class', 'a selection') if isinstance(selection, Mapping) else selection}"
+        return f"frames by the selection {selection['name']}"
     if video.get("at_s"):
         return "frames at given times"
     places = {"middles": "the middles of equal parts", "ends": "moments from the first frame to the last"}

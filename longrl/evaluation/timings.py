@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import longrl
 from longrl.evaluation.outcomes import Outcome
 from longrl.io.atomic import atomic_write
 from longrl.io.jsonl import read_jsonl, write_jsonl
@@ -49,8 +48,7 @@ def write_command(folder: Path, args: Sequence[str], prog: str = "python -m long
         prog: the program.
     """
     command = mask_secrets(f"{prog} {shlex.join(args)}")
-    content = {"command": command, "longrl": longrl.__version__}
-    atomic_write(folder / COMMAND_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    atomic_write(folder / COMMAND_FILE, json.dumps({"command": command}, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_command(folder: Path) -> str | None:

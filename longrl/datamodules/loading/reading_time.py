@@ -13,7 +13,9 @@ class ReadingClock:
 
     def __init__(self) -> None:
         self.spent_s = 0.0
-        """Of all that was decoded so far."""
+        """Of all that was decoded so far, and of choosing frames."""
+        self.choosing_s = 0.0
+        """Of choosing frames alone."""
         self._seconds: dict[str, float] = {}
 
     def decoded(self, key: str, start: float) -> None:
@@ -22,13 +24,24 @@ class ReadingClock:
         self._seconds[key] = seconds
         self.spent_s += seconds
 
-    def of(self, media: Iterable[Frames | AudioClip], spent_before: float) -> ReadingTime:
-        """What a prompt's media took.
+    def chose(self, start: float) -> None:
+        """Notes that a selection has chosen the frames of a video, for which it may have decoded some."""
+        seconds = time.perf_counter() - start
+        self.choosing_s += seconds
+        self.spent_s += seconds
+
+    def mark(self) -> tuple[float, float]:
+        """What `of` counts from."""
+        return self.spent_s, self.choosing_s
+
+    def of(self, media: Iterable[Frames | AudioClip], mark: tuple[float, float]) -> ReadingTime:
+        """What a prompt's media took, and what choosing their frames did.
 
         Args:
             media: all of the prompt.
-            spent_before: `spent_s` before they were read.
+            mark: `mark` before they were read.
         """
+        spent, chosen = self.spent_s - mark[0], self.choosing_s - mark[1]
         known = [self._seconds.get(item.key) for item in media]
-        alone = None if None in known else sum(seconds for seconds in known if seconds is not None)
-        return ReadingTime(self.spent_s - spent_before, alone)
+        alone = None if None in known else sum(seconds for seconds in known if seconds is not None) + chosen
+        return ReadingTime(spent, alone)

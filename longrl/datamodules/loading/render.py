@@ -186,7 +186,7 @@ class RowRenderer:
             sampling = in_parts(video, parts, row.metadata.get("parts_frames"))
 
         # 3. Decoded media, or where to get them.
-        spent_before = self._clock.spent_s
+        mark = self._clock.mark()
         read = self._media(shown, sampling)
         media = read.media
 
@@ -216,7 +216,7 @@ class RowRenderer:
             frame_times=tuple(read.frame_times),
             torn_videos=tuple(read.torn),
             video_s=tuple(item.duration_s for item in frames if item.kind == "video"),
-            reading=self._clock.of(media, spent_before),
+            reading=self._clock.of(media, mark),
         )
         if not self.shuffle_frames:
             return prompt
@@ -229,7 +229,10 @@ class RowRenderer:
             if kind != "video":
                 read.add(path, self._read(kind, path, sampling))
                 continue
+            start = time.perf_counter()
             chosen = shown_frames(self.selection, shown, path, sampling, self.decoding, self.remote)
+            if self.selection is not None:
+                self._clock.chose(start)
             track = self._sound_track(path, sampling) if self.family.use_audio_in_video else None
             if self.subtitles.lays_out_frames:
                 read.add_frames(path, self._single_frames(shown, path, chosen.sampling))

@@ -2,9 +2,13 @@
 
 import dataclasses
 
+import torch
+
+from longrl.datamodules.loading.reading_time import ReadingClock
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.rows.question_rows import longvideo_reason_row
+from longrl.types import Frames
 from tests.evaluation.scripted import questions, records
 from tests.tiny import vl_family
 
@@ -37,6 +41,18 @@ def test_nothing_is_decoded_for_stored_features_and_blind_questions():
     assert renderer(rows()[0]).reading == (0, None)
     blind = RowRenderer(vl_family(), VideoSampling(fps=1.0), blind=True)(rows()[0])
     assert (blind.reading, blind.video_s) == ((0, 0), ())
+
+
+def test_choosing_frames_is_spent_on_each_question(monkeypatch):
+    now = iter([10.0, 12.0, 15.0])
+    monkeypatch.setattr("longrl.datamodules.loading.reading_time.time.perf_counter", lambda: next(now))
+    clock = ReadingClock()
+    video = Frames("video", torch.zeros(0), (), "a")
+    clock.decoded("a", 9.0)
+    mark = clock.mark()
+    clock.chose(9.0)
+    assert clock.of([video], mark) == (3.0, 1.0 + 3.0)
+    assert clock.of([video, Frames("video", torch.zeros(0), (), "stored")], mark) == (3.0, None)
 
 
 def test_seconds_are_no_part_of_what_a_prompt_or_a_renderer_is():
