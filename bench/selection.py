@@ -12,6 +12,7 @@ also writes selection.svg beside the JSON: found against frames, and against tok
 from __future__ import annotations
 
 import io
+import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -45,11 +46,11 @@ TARGETS = (0.5, 0.9)
 class Sizes:
     """How much is done."""
 
-    videos: int = 120
+    videos: int = 104
     seconds: int = 256
-    steps: int = 600
-    frames: tuple[int, ...] = (2, 4, 8, 16, 32, 64, 128)
-    timed: int = 5
+    steps: int = 400
+    frames: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
+    timed: int = 3
     """Videos whose frames are decoded for the clock, with nothing kept of before; of the others they are only named."""
 
 
@@ -76,11 +77,11 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes = FULL) -> list[Row]:
         videos = [write_video(Path(folder, f"{n}.mp4"), sizes.seconds, f"video {n}") for n in range(sizes.videos)]
         model = tiny_qwen2_5_vl(Path(folder, "vl"))
         family = Qwen2_5_VLFamily(str(model), min_pixels=28 * 28, max_pixels=56 * 56)
-        rows = [
-            row_of(name, selection, count, family, videos, sizes.timed)
-            for name, selection in selections(str(clip)).items()
-            for count in sizes.frames
-        ]
+        kinds = [Shown(name, one, n, family) for name, one in selections(str(clip)).items() for n in sizes.frames]
+        for number, video in enumerate(videos):  # of one after the other: its packets are read once
+            for kind in kinds:
+                kind.ask(video, is_timed=number < sizes.timed)
+        rows = [kind.row() for kind in kinds]
     if arguments.json:
         image = io.StringIO()
         plot_found(rows, f"{sizes.videos} videos of {sizes.seconds} s, an event of {EVENT_S} s").savefig(
@@ -105,48 +106,57 @@ def selections(clip: str) -> dict[str, FrameSelection | None]:
     }
 
 
-def row_of(
-    name: str,
-    selection: FrameSelection | None,
-    count: int,
-    family: Qwen2_5_VLFamily,
-    videos: Sequence[PlantedVideo],
-    num_timed: int,
-) -> Row:
-    """How many events a selection of so many frames finds, and what the frames of a video cost."""
-    # 1. Of a video with details, those are `count`, behind a few small frames.
-    sampling = VideoSampling(fps=None, num_frames=count, min_frames=1)
-    shown = count
-    if selection is not None and selection.detail_frames:
-        selection = replace(selection, detail_frames=count)
-        sampling = replace(sampling, num_frames=OVERVIEW)
-        shown = OVERVIEW + count
-    whole = RowRenderer(family, sampling, selection=selection)
-    named = replace(whole, stored=AllStored())
+class Shown:
+    """What a selection of so many frames shows of all videos.
 
-    # 2. All of a prompt, as it is trained on: candidates looked at, frames chosen and decoded again.
-    found, seconds, tokens = 0, [], 0
-    for number, video in enumerate(videos):
-        row = Question(str(number), video.question, "A", videos=(str(video.path),))
-        if number < num_timed:
+    Args:
+        name: of the selection.
+        selection: None is uniform sampling.
+        count: frames; of a video with details these are `count`, behind a few small frames.
+        family: renders prompts.
+    """
+
+    def __init__(self, name: str, selection: FrameSelection | None, count: int, family: Qwen2_5_VLFamily) -> None:
+        sampling = VideoSampling(fps=None, num_frames=count, min_frames=1)
+        self.frames = count
+        if selection is not None and selection.detail_frames:
+            selection = replace(selection, detail_frames=count)
+            sampling = replace(sampling, num_frames=OVERVIEW)
+            self.frames = OVERVIEW + count
+        self.name = name
+        self.family = family
+        self.whole = RowRenderer(family, sampling, selection=selection)
+        self.named = replace(self.whole, stored=AllStored())
+        self.found: list[bool] = []
+        self.seconds: list[float] = []
+        self.tokens = 0
+
+    def ask(self, video: PlantedVideo, is_timed: bool) -> None:
+        """Renders the question of a video: by the clock, all of it from the file on."""
+        row = Question(video.path.stem, video.question, "A", videos=(str(video.path),))
+        if is_timed:
             forget()
-        start = time.perf_counter()
-        prompt = (whole if number < num_timed else named)(row)
-        if number < num_timed:
-            seconds.append(time.perf_counter() - start)
-        found += video.is_shown([time_s for times in prompt.frame_times for time_s in times])
-        tokens = sum(family.num_features(item) for item in prompt.media)
-    low, high = wilson_interval(found, len(videos))
-    return {
-        "selection": name,
-        "frames": shown,
-        "found": round(found / len(videos), 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
-        "n": len(videos),
-        "decode_s": round(sum(seconds) / len(seconds), 4),
-        "tokens": tokens,
-    }
+            start = time.perf_counter()
+            prompt = self.whole(row)
+            self.seconds.append(time.perf_counter() - start)
+        else:
+            prompt = self.named(row)
+        self.found.append(video.is_shown([time_s for times in prompt.frame_times for time_s in times]))
+        self.tokens = sum(self.family.num_features(item) for item in prompt.media)
+
+    def row(self) -> Row:
+        """Found events, and what the frames of a video cost."""
+        low, high = wilson_interval(sum(self.found), len(self.found))
+        return {
+            "selection": self.name,
+            "frames": self.frames,
+            "found": round(statistics.fmean(self.found), 4),
+            "low": round(low, 4),
+            "high": round(high, 4),
+            "n": len(self.found),
+            "decode_s": round(statistics.median(self.seconds), 4),
+            "tokens": self.tokens,
+        }
 
 
 def comparisons(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,8 +1,8 @@
 """Long videos with a short event that a question describes, and pictures with captions to learn its words from.
 
-A video has scenes of 8 seconds, each with one object (a colour, a shape, a corner). In one scene another object takes
-its place for two seconds: the event. In half of the others such an object does too, which no question is about, so that
-a change alone says little. What an event shows, colour, shape and corner together, no picture of the training shows.
+A video has scenes of 5 to 11 seconds, each with one object (a colour, a shape, a corner). In one scene another object
+takes its place for two seconds: the event. In half of the others such an object does too, which no question is about,
+so that a change alone says little. What an event shows, colour, shape and corner together, no picture of training shows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from longrl.testing.drawing import MOTION_FRAMES, Image, draw_background, draw_s
 from longrl.testing.stories import COLORS, POSITIONS, SHAPES, Scene
 
 FPS = 4
-SCENE_S = 8
+SCENE_S = (5, 11)
 EVENT_S = 2
 SIZE = 64
 """Height and width of a picture in pixels."""
@@ -78,11 +78,13 @@ def write_video(path: Path, seconds: int, seed: str) -> PlantedVideo:
     # 1. A scene each 8 seconds, what flashes in it, and when.
     rng = Random(seed)
     event = rng.choice(EVENTS)
-    scenes = [rng.choice(LEARNT) for _ in range(seconds // SCENE_S)]
+    edges = scene_edges(rng, seconds * FPS)
+    scenes = [rng.choice(LEARNT) for _ in edges[1:]]
     place = rng.randrange(len(scenes))
     others = rng.sample([index for index in range(len(scenes)) if index != place], (len(scenes) - 1) // 2)
     flashes = {index: rng.choice(LEARNT) for index in others} | {place: event}
-    starts = {index: rng.randint(1, FPS * (SCENE_S - EVENT_S) - 1) for index in sorted(flashes)}
+    lasts = {index: edges[index + 1] - FPS * EVENT_S - 1 for index in sorted(flashes)}
+    starts = {index: rng.randint(edges[index] + 1, last) for index, last in lasts.items()}
 
     # 2. Its frames.
     with av.open(str(path), "w") as container:
@@ -92,21 +94,32 @@ def write_video(path: Path, seconds: int, seed: str) -> PlantedVideo:
         stream.options = {"preset": "ultrafast", "crf": "20", "g": "32", "threads": "1"}
         background = draw_background(rng, SIZE)
         for index, scene in enumerate(scenes):
-            flash = flashes.get(index)
-            frames = scene_frames(scene, flash, starts.get(index, 0), background, rng)
-            for step, picture in enumerate(frames):
+            numbers = range(edges[index], edges[index + 1])
+            pictures = scene_pictures(scene, flashes.get(index), numbers, starts.get(index, 0), background, rng)
+            for number, picture in zip(numbers, pictures, strict=True):
                 frame = av.VideoFrame.from_ndarray(picture, "rgb24")
-                frame.pts = index * SCENE_S * FPS + step
+                frame.pts = number
                 container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    start_s = place * SCENE_S + starts[place] / FPS
+    start_s = starts[place] / FPS
     return PlantedVideo(path, QUESTION.format(**words_of(event)), (start_s, start_s + EVENT_S))
 
 
-def scene_frames(scene: Scene, flash: Scene | None, start: int, background: Image, rng: Random) -> Iterator[Image]:
+def scene_edges(rng: Random, num_frames: int) -> list[int]:
+    """Numbers of the frames at which scenes begin, and of all: uneven lengths, so that no rate of frames keeps step."""
+    edges = [0]
+    while num_frames - edges[-1] > SCENE_S[1] * FPS:
+        longest = min(SCENE_S[1] * FPS, num_frames - edges[-1] - SCENE_S[0] * FPS)
+        edges.append(edges[-1] + rng.randint(SCENE_S[0] * FPS, longest))
+    return [*edges, num_frames]
+
+
+def scene_pictures(
+    scene: Scene, flash: Scene | None, numbers: range, start: int, background: Image, rng: Random
+) -> Iterator[Image]:
     """The frames of a scene, [SIZE, SIZE, 3] each, with what flashes from one of them on."""
     usual = list(draw_scene(scene, background, rng))
     other = usual if flash is None else list(draw_scene(flash, background, rng))
-    for step in range(SCENE_S * FPS):
-        is_flash = start <= step < start + EVENT_S * FPS
-        yield (other if is_flash else usual)[step % MOTION_FRAMES]
+    for number in numbers:
+        is_flash = start <= number < start + EVENT_S * FPS
+        yield (other if is_flash else usual)[number % MOTION_FRAMES]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field as dataclass_field
 
 from longrl.evaluation.records import field_value
 from longrl.evaluation.scores import RULE, Responses, Score, cluster_of, macro_score, mean_of, score
@@ -39,7 +39,7 @@ class QuestionGroups:
     """Field of the rows' metadata that names the group of a question."""
     score: str
     """Import path (or `file.py:function`) of a `GroupScore`; `longrl/evaluation/group_scores.py` has published ones."""
-    by: list[str] = field(default_factory=list)
+    by: list[str] = dataclass_field(default_factory=list)
     """Fields of the metadata by which groups are scored, too: what the last question of a group says counts."""
 
     def scorer(self) -> GroupScore:
@@ -82,8 +82,8 @@ def check_averages(rows: Sequence[Row], mean_over: str | None, groups: QuestionG
         except ValueError as error:
             errors[name] = error
     if errors:
-        name, error = next(iter(errors.items()))
-        problem = f"{len(errors)} of {len(by_name)} groups of questions cannot be scored; the first, {name!r}: {error}"
+        first, why = next(iter(errors.items()))
+        problem = f"{len(errors)} of {len(by_name)} groups of questions cannot be scored; the first, {first!r}: {why}"
         if len(errors) == len(by_name):
             raise ValueError(f"{problem}. Correct data.test, or set protocol.groups to null")
         logger.warning("%s. They are left out of the scores of groups", problem)

@@ -48,12 +48,8 @@ class ModelCost:
 
     def encode_flops(self, media: Iterable[Media]) -> float:
         """Operations of the encoder for media, each once."""
-        family = self.family
         distinct = {in_order(item).key: item for item in media}
-        return sum(
-            self.encoder.flops(item, family.num_features(item), family.encoded_patches(item))
-            for item in distinct.values()
-        )
+        return sum(self.encoder.flops(self.family, item) for item in distinct.values())
 
     def of_answers(self, prompt: Prompt, completions: Sequence[Completion]) -> dict[str, float]:
         """`OPERATIONS` of a question and its answers."""

@@ -9,7 +9,7 @@ from typing import Any
 from longrl.evaluation.answering import doc_hash
 from longrl.evaluation.outcomes import Outcome
 from longrl.evaluation.records import Record, video_name
-from longrl.evaluation.scores import mean_of
+from longrl.evaluation.scores import RULE, mean_of
 from longrl.io.jsonl import read_jsonl
 from longrl.types import Row
 
@@ -87,7 +87,12 @@ def records_of(line: Mapping[str, Any]) -> list[Record]:
     shared |= {"video": line["video_id"], "answer": line["target"]}
     # Lines of earlier releases lack some fields.
     fields = [name for name in PER_COMPLETION if name in line]
-    return [shared | {name: line[name][n] for name in fields} for n in range(len(line["correct"]))]
+    records = [shared | {name: line[name][n] for name in fields} for n in range(len(line["correct"]))]
+    # Rules were yes or no before they could score by degrees.
+    for record in records:
+        if record.get("correct_by_rule") is not None:
+            record.setdefault(RULE, float(record["correct_by_rule"]))
+    return records
 
 
 def read_samples(folder: str | Path) -> dict[str, list[SampleLine]]:

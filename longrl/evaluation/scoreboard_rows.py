@@ -12,7 +12,7 @@ from typing import Any, Literal
 from longrl.evaluation.costs import COUNTED, MEASURED, OPERATIONS, costs_of, mean_costs
 from longrl.evaluation.run_records import short_names
 from longrl.evaluation.samples import RESULTS_FILE, SAMPLES_FILE, TEST_FOLDER, SampleLine, read_samples, records_of
-from longrl.evaluation.scores import OVERALL, Score, scores_by_category
+from longrl.evaluation.scores import OVERALL, RULE, Score, scores_by_category
 from longrl.evaluation.settings import Setting, setting_of
 from longrl.evaluation.timings import read_command, read_timings
 
@@ -271,7 +271,7 @@ def _duration(seconds: float) -> str:
 def _scores_by_length(
     lines: Sequence[SampleLine], lengths: Mapping[str, str], score_name: ScoreName
 ) -> dict[str, Score]:
-    correct = {"strict": "correct", "robust": "correct_lenient", "protocol": "correct_by_rule"}[score_name]
+    correct = {"strict": "correct", "robust": "correct_lenient", "protocol": RULE}[score_name]
     records = [
         {**record, "category": lengths[line["doc_hash"]]}
         for line in lines

@@ -59,18 +59,12 @@ class EncodeCost:
         num_params, num_audio_params = count_encoder_params(family, model) if vision else (0, 0)
         return cls(vision, family.audio_sizes(), num_params, num_audio_params)
 
-    def flops(self, item: Media, num_features: int, num_patches: int) -> float:
-        """Operations for a media item; thumbnails of tiled images are left out.
-
-        Args:
-            item: what is encoded.
-            num_features: of a sound, its tokens.
-            num_patches: of what is seen, patches that the encoder reads (`family.encoded_patches`).
-        """
+    def flops(self, family: CausalFamily, item: Media) -> float:
+        """Operations for a media item of the family's; thumbnails of tiled images are left out."""
         if item.kind == "audio":
             assert self.audio is not None, "a model that does not hear has no sounds"
-            return hearing_flops(self.audio, self.num_audio_params, num_features)
+            return hearing_flops(self.audio, self.num_audio_params, family.num_features(item))
         assert self.vision is not None, "a model that does not see has no pictures"
         _, height, width = item.grid_thw
         params = self.num_params - self.num_audio_params
-        return seeing_flops(self.vision, params, num_patches, height * width)
+        return seeing_flops(self.vision, params, family.encoded_patches(item), height * width)

@@ -191,7 +191,7 @@ def test_pooled_features_stand_where_vllm_puts_them(started):
 
 
 def test_merged_features_stand_where_they_say(tmp_path):
-    """A vLLM that positions are given to. Seen once for Qwen2-VL and Qwen2.5-VL too, which differ in its class alone."""
+    """A vLLM that positions are given to; Qwen2-VL's and Qwen2.5-VL's class alone differs, and were seen to agree."""
     plain = family_of("qwen3-vl", tmp_path)
     sizes = {"min_pixels": 32 * 32, "max_pixels": 96 * 96, "max_kept_tokens": 30, "merge_window": 4}
     family = type(plain)(plain.model_path, random_init=True, **sizes)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from longrl.chat.endpoint import Reply
+from longrl.chat.endpoint import Endpoint, Reply
 from longrl.commands.evaluate import parse_evaluation
 from longrl.datamodules import rows as row_functions
 from longrl.datamodules.loading.selected_media import shown_frames
@@ -26,9 +26,12 @@ from longrl.evaluation.endpoint_policy import ChatReader
 from longrl.evaluation.mmmu_rule import video_mmmu_score
 from longrl.evaluation.outcomes import judge_answers, make_outcome
 from longrl.evaluation.records import group_records
+from longrl.evaluation.samples import records_of, sample_lines
+from longrl.rewards import RewardSum
 from longrl.rewards.judge import JudgementFailed
 from longrl.rewards.published_judge import correct_flag, score_of_five, yes_or_no
 from longrl.types import Completion, Group, Prompt, Row
+from tests.chat.server import Server, completion
 from tests.datamodules.media.test_video import write
 from tests.datamodules.rows import benchmark_records as released
 from tests.runs import ROOT
@@ -185,6 +188,10 @@ def test_vsi_bench():
     assert [robust[kind].accuracy for kind, *_ in kinds[1:]] == [1.0, 1.0, 0.0]
     assert outcome.summary.lenient_graded["mra"]["MRA"]["overall"].accuracy == pytest.approx(0.5)  # the paper's "<"
     assert outcome.to_dict()["protocol_figures"] == dict(outcome.figures)
+    (line, *_) = sample_lines(outcome, rows, {})
+    assert records_of(line)[0]["accuracy_by_rule"] == pytest.approx(0.6)
+    del line["accuracy_by_rule"]  # as before rules could score by degrees
+    assert records_of(line)[0]["accuracy_by_rule"] == 1.0
     assert figures_table([outcome]).rows[0] == ["average of tasks", "46.7"]
     assert [record["accuracy_by_rule"] for (record,) in outcome.records.values()] == pytest.approx([0.6, 1, 0, 0])
 
@@ -401,6 +408,30 @@ def test_activitynet_qa(preset):
 def two_files(files, answers):
     Path("other.json").write_text(json.dumps(answers))
     return read_records(f"{next(iter(files))}+other.json")
+
+
+def test_a_published_judge_asks_once_for_both_of_its_parts(tmp_path, preset):
+    questions, answers = released.activitynet_qa()
+    files = {"data/activitynet_qa/test_q.json": questions, "data/activitynet_qa/test_a.json": answers}
+    config, rows, _ = preset("activitynet_qa", files)
+    with Server(lambda body: completion("{'pred': 'yes', 'score': 4}")) as server:
+        endpoint = Endpoint("j", server.url, retries=0, timeout_s=5.0)
+        terms = [
+            replace(term, function=replace(term.function, endpoint=endpoint, cache_dir=str(tmp_path / "replies")))
+            for term in config.reward.terms
+        ]
+        choice = Row("c", "Which?\nA. x\nB. y", "B")  # no instructions for its task: by the rule
+        said = [Completion((), (), text, "stop") for text in ("Yes.", "<answer>B</answer>")]
+        groups = [
+            Group(Prompt(row.id, torch.empty(0), torch.empty(1, 0), (), row), [each])
+            for row, each in zip((rows[0], choice), said, strict=True)
+        ]
+        assert RewardSum(terms).score(groups) == 0
+    assert [group.reward_parts["accuracy"].item() for group in groups] == [1.0, 1.0]
+    assert groups[0].reward_parts["score"].item() == pytest.approx(0.8)
+    assert [body["messages"][0]["role"] for body in server.bodies] == ["system"]
+    with pytest.raises(ValueError, match="systems of a PublishedJudge must name a task"):
+        replace(terms[0].function, systems={})
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,6 @@ import yaml
 from longrl.commands.evaluate import parse_evaluation
 from longrl.datamodules.rows.question_rows import make_rows
 from longrl.evaluation.endpoint_policy import ChatReader
-from longrl.evaluation.option_rules import video_holmes_letter
-from longrl.evaluation.protocol import PublishedProtocol
 from longrl.types import SamplingParams
 from tests.datamodules.media.test_video import write
 from tests.datamodules.rows import released_questions as released
@@ -186,9 +184,3 @@ def test_an_evaluation_of_video_mme_v2_scores_its_groups(media, tmp_path):
     })  # fmt: skip
     assert condition["protocol_scores"]["overall"]["accuracy"] == 6 / 8
     assert condition["averages"]["groups"]["strict"]["accuracy"] == 0.0  # no answer has the tag of the strict score
-
-
-def test_a_protocol_is_a_plain_dataclass():
-    assert PublishedProtocol(rule=f"{video_holmes_letter.__module__}.video_holmes_letter").scoring_rule() is (
-        video_holmes_letter
-    )

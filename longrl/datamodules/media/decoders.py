@@ -34,6 +34,8 @@ PIXEL_FORMATS = (
 )  # fmt: skip
 """Those that all decoders turn to the same RGB, whatever matrix and range a file names. Of others, and of more than 8
 bits, each fills in colours its own way: 10 bits of grainy drawings differ by 5 to 8 levels in the mean."""
+LOG_PREFIX = re.compile(r"^\[[\d:]+\] \S+: ")
+"""decord's errors begin with the time of day and a line of its source; reasons are the same in every run."""
 TIME_ERROR_S = 1e-3
 """decord tells times in single precision."""
 CPU = torch.device("cpu")
@@ -91,13 +93,13 @@ def check_decoder(sampling: VideoSampling, has_encoder: bool = True) -> None:
 
 def check_readable(path: str | Path, index: FrameIndex, decoder: str) -> None:
     """Raises UnusableSample for a file that another decoder than PyAV would read wrongly, or must not open."""
+    is_other = index.pixel_format not in PIXEL_FORMATS
     reasons = {
         "it is a recording of a broadcast, in which it finds no frame for sure": index.key_bytes is not None,
         "its frames have no times": index.in_order,
         "it was cut off": index.missing_s > 0,
         "it has transparent pixels": index.has_alpha,
-        f"its pixels are {index.pixel_format}, of which it makes other colours": index.pixel_format
-        not in PIXEL_FORMATS,
+        f"its pixels are {index.pixel_format}, of which it makes other colours": is_other,
         "its picture is mirrored": index.orientation.is_mirrored,
         "its picture is to be turned by a little more or less than a right angle": not index.is_exactly_turned,
     }
@@ -144,7 +146,7 @@ class DecordFrames:
         frames = []
         with self._bridge():
             for index in indices:
-                frames.append(self._done(lambda index=index: self._reader.get_batch([index])))
+                frames.append(self._done(functools.partial(self._reader.get_batch, [index])))
                 self._clock.check()
         return torch.cat(frames).permute(0, 3, 1, 2)
 
@@ -204,7 +206,8 @@ def refused(path: str | Path, decoder: str, reason: str) -> UnusableSample:
 def _failed(path: str | Path, decoder: str, error: Exception) -> UnusableSample:
     if isinstance(error, UnusableSample):
         return error
-    return UnusableSample.because(error, f"{decoder} cannot decode it; perhaps {REMEDY}", path)
+    said = LOG_PREFIX.sub("", _first_line(error))[:300]
+    return UnusableSample(path, f"{decoder} cannot decode it ({type(error).__name__}: {said}); perhaps {REMEDY}")
 
 
 @functools.cache

@@ -51,7 +51,7 @@ ANSWERS = (
     "reference_answer",
 )  # fmt: skip
 VIDEOS = (
-    "video", "video_path", "video_name", "videoid", "video_id", "videos", "video_idx", "video_uid", "path", "file_name",
+    "video", "video_path", "video_name", "videoid", "video_id", "video_idx", "video_uid", "path", "file_name",
     "video_list", "input_file", "visual", "audio_visual_path", "visual_path", "scene_name", "scene_id", "clip",
 )  # fmt: skip
 IMAGES = ("image", "images", "ref_images", "image_path")

@@ -194,8 +194,9 @@ def video_mme_v2_row(record: Record, index: int, media_root: str | None = None) 
     from longrl.datamodules.media.subtitles import subtitles_below
 
     video = text_field(record, "video_id", index)
-    options = record.get("options")
-    is_text = isinstance(options, str)
+    given = record.get("options")
+    listed = None if isinstance(given, str) else given or ()
+    question = text_field(record, "question", index)
     names = ("group_type", "group_structure", "level", "second_head", "third_head")
     known = {name: record.get(name) for name in names}
     known = {name: None if value in ("", "None") else value for name, value in known.items()}
@@ -203,8 +204,8 @@ def video_mme_v2_row(record: Record, index: int, media_root: str | None = None) 
         known["level"] = int(known["level"])
     fields = {
         "id": text_field(record, "question_id", index),
-        "question": "\n".join([text_field(record, "question", index), *([options.strip()] if is_text else [])]),
-        "options": None if is_text else options or (),
+        "question": f"{question}\n{given.strip()}" if isinstance(given, str) else question,
+        "options": listed,
         "task": "multiple_choice",
         "category": text_field(record, "group_type", index),
         "metadata": {

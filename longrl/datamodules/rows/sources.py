@@ -42,7 +42,7 @@ def read_records(source: str | Path) -> Sequence[Record]:
     path = Path(source).expanduser()
     parts = JOINED.split(str(source))
     if len(parts) > 1:
-        records = _joined(parts)
+        records: Sequence[Record] = _joined(parts)
     elif path.suffix in FILE_SUFFIXES:
         records = _read_file(path)
     elif hub := HUB_SOURCE.fullmatch(str(source)):
