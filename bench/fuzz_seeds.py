@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from longrl.datamodules.rows import published, question_rows
+from longrl.datamodules.rows import lmms_eval, published, question_rows
 from longrl.datamodules.rows.question_rows import RowFunction
 from longrl.diffusion.prompt_rows import geneval_row, ocr_row, prompt_row
 from longrl.types import Row
@@ -104,7 +104,7 @@ RECORDS: tuple[tuple[RowFunction, dict[str, Any]], ...] = (
     (published.star_row,
      {"video_id": "v", "question_id": "Interaction_T1_1", "question": "What?", "answer": "x", "start": 1.0, "end": 2.0,
       "choices": [{"choice_id": 0, "choice": "x"}, {"choice_id": 1, "choice": "y"}]}),
-    (published.lmms_eval_row,
+    (lmms_eval.lmms_eval_row,
      {"question": "What?", "candidates": ["x", "y"], "answer": "x", "video": "v.mp4", "video_path": "v.mp4"}),
 )  # fmt: skip
 """A record of each schema with its row function."""

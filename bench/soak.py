@@ -128,7 +128,7 @@ def server(folder: Path) -> Iterator[dict[str, Any]]:
 
     values = runs.config("rl", model=str(tiny_qwen2_5_vl(folder / "model", text={"hidden_size": 192})))
     servers.SMALL = [f"--kv_cache_gib={VLLM['kv_cache_gib']}" if "kv_cache" in one else one for one in servers.SMALL]
-    running = servers.RunningServer(folder / "server", values)
+    running = servers.RunningServer(folder / "server", values, as_typed=True)
     options = {"urls": [running.url], "weights_folder": str(running.weights), "start_timeout_s": 600}
     values["rollout"] = runs.rollouts(REWARD)
     values["rollout"]["engine"] = {"class_path": "longrl.engines.server.VLLMServerEngine", "init_args": options}

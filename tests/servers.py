@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from longrl.commands.main import main
+from tests.distributed import forked_processes
 from tests.runs import ROOT, wait_for_group
 
 SMALL = ["--max_model_len=2048", "--max_num_seqs=16", "--kv_cache_gib=0.0625", "--enforce_eager"]
@@ -26,12 +28,19 @@ class RunningServer:
         values: config of the run.
         key: for `LONGRL_SERVER_KEY`.
         options: further ones of the command.
+        as_typed: an interpreter of its own that imports everything, and so does vLLM's engine in another; else both
+            are forks, which spares half of the time.
     """
 
     def __init__(
-        self, folder: Path, values: dict[str, Any], key: str | None = None, options: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        values: dict[str, Any],
+        key: str | None = None,
+        options: tuple[str, ...] = (),
+        as_typed: bool = False,
     ) -> None:
-        self.folder, self.key, self.options = folder, key, options
+        self.folder, self.key, self.options, self.as_typed = folder, key, options, as_typed
         folder.mkdir(parents=True, exist_ok=True)
         self.config = folder / "serve.yaml"
         self.config.write_text(yaml.safe_dump(values))
@@ -43,21 +52,31 @@ class RunningServer:
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "longrl", "serve", f"--config={self.config}", f"--port={self.port}"]
+        args = ["serve", f"--config={self.config}", f"--port={self.port}"]
+        args += [*SMALL, OPTIONS, f"--weights_folder={self.weights}", *self.options]
         # An engine in this process may have set variables for itself that a server is not to inherit.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
         environment |= {"PYTHONPATH": str(ROOT)} | ({"LONGRL_SERVER_KEY": self.key} if self.key else {})
+        if not self.as_typed:
+            environment["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+            self.process = forked_processes().Process(target=_serve, args=(args, environment, self.folder / "log"))
+            self.process.start()
+            return
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(
-                [*command, *SMALL, OPTIONS, f"--weights_folder={self.weights}", *self.options],
+                [sys.executable, "-m", "longrl", *args],
                 cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
+    def is_running(self) -> bool:
+        return self.process.poll() is None if self.as_typed else self.process.is_alive()
+
     def end(self, how: int) -> None:
         """Ends it and all that it started."""
-        if self.process.poll() is None:
+        if self.is_running():
             os.killpg(self.process.pid, how)
-            self.process.wait(30)
+            self.process.wait(30) if self.as_typed else self.process.join(30)
+        assert not self.is_running(), f"the server has not ended 30 s after signal {how}"
         wait_for_group(self.process.pid)
 
     def kill(self) -> None:
@@ -69,3 +88,16 @@ class RunningServer:
         except (AssertionError, subprocess.TimeoutExpired):
             self.kill()
             raise
+
+
+def _serve(args: list[str], environment: dict[str, str], log: Path) -> None:
+    """The command as the leader of a session of its own, whose output goes to `log`."""
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["longrl", *args]
+    main()

@@ -57,6 +57,7 @@ from longrl.evaluation.endpoint_policy import EndpointPolicy
 from longrl.evaluation.local_policy import LocalPolicy
 from longrl.evaluation.own_answers import ChoiceRules
 from longrl.models.ema import EMASettings
+from longrl.models.fewer_tokens import FewerTokens
 from longrl.models.lora import LoRASettings
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
@@ -92,7 +93,8 @@ CLASSES = [
     (Constant, {"max_completion_tokens": 8}), (SamplingParams, {}), (OptimizerSettings, {}),
     (Distillation, {}), (LocalTeacher, {"family": TEXT}),
     (PolicyModule, {"family": TEXT}), (TextFamily, {"model": "m"}), (Qwen2_5_VLFamily, {"model": "m"}),
-    (Qwen3VLFamily, {"model": "m"}), (VilaFamily, {"model": "m"}), (MRSPStrategy, {}),
+    (Qwen3VLFamily, {"model": "m"}), (FewerTokens, {"model": "m", "max_kept_tokens": 9}),
+    (VilaFamily, {"model": "m"}), (MRSPStrategy, {}),
     (LongVideoReason, {"family": TEXT}), (VideoSampling, {}),
     (PassRates, {}), (LearningProgress, {}), (Curriculum, {"pass_rates": PassRates()}),
     (Schedule, {"steps": [0], "values": [8.0]}),

@@ -31,6 +31,7 @@ from longrl.engines.server import VLLMServerEngine
 from longrl.environments.settings import EnvironmentSettings
 from longrl.evaluation.alert_rules import RULES
 from longrl.evaluation.benchmark import Evaluation
+from longrl.evaluation.published_figures import read_benchmark
 from longrl.io.jsonl import read_jsonl
 from longrl.models.base import CausalFamily
 from longrl.modules.moving_reference import check_reference
@@ -67,9 +68,16 @@ DEMO = sorted(
     for path in CONFIGS.glob(f"{folder}/*.yaml")
 )
 EVALUATIONS = sorted(CONFIGS.glob("eval/*.yaml"))
+BY_RECORDS = {
+    "activitynet_qa", "cg_bench", "charades_sta", "mmvu", "timelens", "video_mmmu", "vsi_bench", "ego_schema",
+    "ego_schema_full", "longvideobench", "lvbench", "mlvu", "mlvu_generation", "mvbench", "temp_compass",
+    "temp_compass_captioning", "video_holmes", "video_mme_v2", "video_mme_v2_subtitles",
+}  # fmt: skip
+"""Evaluations that tests/evaluation/test_benchmark_sets.py and test_long_video_presets.py ask, by records of their own
+form."""
 KINDS = (
-    "algorithm", "async", "curriculum", "data", "environment", "family", "policy", "preference", "reward", "rollout",
-    "selection", "signals", "trainer",
+    "algorithm", "async", "curriculum", "data", "environment", "family", "policy", "preference", "published", "reward",
+    "rollout", "selection", "signals", "trainer",
 )  # fmt: skip
 PIECES = {kind: sorted(CONFIGS.glob(f"{kind}/*.yaml")) for kind in KINDS}
 FLOW_FAMILIES = [path for path in PIECES["family"] if path.stem.startswith(("sd3", "wan"))]
@@ -155,6 +163,16 @@ def test_the_first_line_says_what_it_is(path):
 @files([path for kind in TYPES for path in PIECES[kind]])
 def test_a_piece_is_what_its_folder_says(path):
     assert isinstance(piece(path), DiffusionFamily if path in FLOW_FAMILIES else TYPES[path.parent.name])
+
+
+@files(PIECES["published"])
+def test_published_figures_have_a_source_and_name_a_benchmark_of_configs(path):
+    found = read_benchmark(path)
+    named = {raw(evaluation)["name"] for evaluation in EVALUATIONS}
+    assert found.is_about(named) or path.stem == "lvbench"
+    for figure in found.figures:
+        assert re.search(r"arXiv:\d{4}\.\d{5}|model card|README of", figure.source)
+        assert 0 < figure.accuracy < 1
 
 
 @files(PIECES["family"])
@@ -431,7 +449,11 @@ def benchmark(tmp_path, monkeypatch, videos):
     (folder / "questions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in asked))
     own = [{"id": one["question_id"], "video": "abc.mp4", **one} for one in asked]
     (folder / "own.jsonl").write_text("".join(json.dumps(record) + "\n" for record in own))
-    mme = {path.stem: folder / "questions.jsonl" for path in EVALUATIONS if "video_mme" in path.stem}
+    mme = {
+        path.stem: folder / "questions.jsonl"
+        for path in EVALUATIONS
+        if "video_mme" in path.stem and path.stem not in BY_RECORDS
+    }
     return {
         "longvideo_reason": videos,
         "long_rl_longvideo_reason": videos,
@@ -469,7 +491,7 @@ def test_the_options_of_an_evaluations_header_exist(path, benchmark):
         parse_evaluation([f"--config={path}", name, str(ROOT / value) if value.startswith("configs/") else value])
 
 
-@files(EVALUATIONS)
+@files([path for path in EVALUATIONS if path.stem not in BY_RECORDS])
 def test_an_evaluation_runs_with_a_tiny_model(path, tmp_path, benchmark):
     family = {"model": vl_folder(), "random_init": True, "min_pixels": 784, "max_pixels": 784}
     init_args = {

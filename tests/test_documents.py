@@ -68,7 +68,11 @@ def test_modules_that_are_named_exist(document):
 
 
 IDENTIFIER = re.compile(r"(?<![\w.])[A-Za-z_]\w{3,}")
-OF_OTHERS = {"CUDA_VISIBLE_DEVICES", "cu_seqlens", "data_parallel_size", "mm_embeds"}
+OF_OTHERS = {
+    "CUDA_VISIBLE_DEVICES", "MODEL_SEQ_LEN", "SPLIT_THINK", "accelerate", "cu_seqlens", "data_parallel_size",
+    "extract_mcq_answer", "frame_num", "gen_kwargs", "generation_kwargs", "max_frames_num", "mm_embeds", "post_prompt",
+    "pre_prompt", "process_results", "reasoning_tags",
+}  # fmt: skip
 """Names that documents compare with ours."""
 
 

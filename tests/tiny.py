@@ -9,6 +9,7 @@ import tempfile
 import torch
 from torch import Tensor
 
+import tests.short_reprs  # noqa: F401
 from longrl.models.internvl import InternVLFamily
 from longrl.models.lora import peft_config
 from longrl.models.qwen2_vl import Qwen2VLFamily

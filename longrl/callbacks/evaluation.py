@@ -17,6 +17,7 @@ from longrl.callbacks.rollout import RolloutCallback
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.evaluation.answering import Answer, make_answer, make_portable
 from longrl.evaluation.benchmark import BLIND, WITH_VIDEO
+from longrl.evaluation.costs import ModelCost
 from longrl.evaluation.graded_tables import TABLE_WIDTH, graded_tables
 from longrl.evaluation.local_policy import class_path, shown_name
 from longrl.evaluation.metric import CategoryAccuracy, logged_values
@@ -64,6 +65,7 @@ class EvaluationReport(Callback):
         """Outcome of all ranks, at the end of `test` or `predict`."""
         self._questions: list[tuple[Answer, list[Record]]] = []
         """Questions of this rank; each answer with the records of its completions."""
+        self._cost: ModelCost | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -112,8 +114,10 @@ class EvaluationReport(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *args: Any, **kwargs: Any
     ) -> None:
         assert isinstance(pl_module, PolicyModule)
+        if self._cost is None:
+            self._cost = ModelCost.of(pl_module.family, pl_module.model)
         for group in batch.groups or ():
-            answer = make_answer(pl_module.family, group.prompt, group.completions)
+            answer = make_answer(pl_module.family, group.prompt, group.completions, self._cost)
             records = group_records(group.prompt.row, group, self.breakdowns)
             self._questions.append((answer, records))
 

@@ -231,7 +231,9 @@ def compare_engine(
     """
     # 1. Token ids, positions and features, as the engine reads them.
     family = module.engine_family
-    check_rendered_prompts(prompts, engine.rendered_prompts(family, prompts, features), features)
+    rendered = engine.rendered_prompts(family, prompts, features)
+    read, rows = family.as_read(prompts, features)
+    check_rendered_prompts(read, rendered, rows)
 
     # 2. A few greedy tokens of every prompt, scored by both.
     greedy = SamplingParams(num_generations=1, max_completion_tokens=PARITY_TOKENS, temperature=0.0)

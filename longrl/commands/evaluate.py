@@ -30,12 +30,13 @@ from longrl.commands.run_settings import (
 from longrl.commands.run_trust import CHECKPOINT_HELP, CHECKPOINT_OPTION, OPTION, TRUST_HELP, is_trusted
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.benchmark import Evaluation, EvaluationConfig
-from longrl.evaluation.benchmark_report import list_remarks, rates_table
+from longrl.evaluation.benchmark_report import figures_table, list_remarks, rates_table
 from longrl.evaluation.graded_tables import TABLE_WIDTH, graded_tables
 from longrl.evaluation.protocol import is_limit, list_protocol_facts
 from longrl.evaluation.result_files import EvaluationFiles
 from longrl.evaluation.samples import RESULTS_FILE
 from longrl.evaluation.scores import percent
+from longrl.evaluation.timings import write_command
 from longrl.io.checkpoint_files import trust_checkpoints
 from longrl.io.plain_yaml import load_yaml
 from longrl.io.tables import make_table
@@ -65,6 +66,7 @@ def main(args: Sequence[str]) -> None:
     keep_tracebacks_in(config.out)
     files = Evaluation(config, data).run()
     if files is not None:
+        write_command(files.report.parent, ["evaluate", *args])
         show_evaluation(files)
 
 
@@ -213,6 +215,10 @@ def show_evaluation(files: EvaluationFiles) -> None:
         console.print(table)
         for graded in graded_tables(outcome.name, summary):
             console.print(graded, width=TABLE_WIDTH)
+    if any(outcome.figures for outcome in files.outcomes):
+        figures = figures_table(files.outcomes)
+        title = f"as {files.results['protocol']['name']} reports it"
+        console.print(make_table(figures.head, figures.rows, title=title))
     for name, text in list_protocol_facts(files.results).items():
         console.print(f"{name}: {text}", highlight=False, soft_wrap=True)
     for text in list_remarks(files.outcomes):

@@ -31,6 +31,10 @@ OTHER_COMMANDS = {
     "evaluate": ("longrl.commands.evaluate", "a policy on a benchmark, here or behind an endpoint, with a report"),
     "own-answers": ("longrl.commands.own_answers", "a run's own best answers as SFT records, or as pairs for DPO"),
     "compare": ("longrl.commands.compare", "what one evaluation gains over another, question by question"),
+    "scoreboard": (
+        "longrl.commands.scoreboard",
+        "accuracy of evaluations against cost, beside published figures",
+    ),
     "report": ("longrl.commands.report", "curves, alerts and samples of training runs, side by side, as HTML"),
     "replay": ("longrl.commands.replay", "where the first number of a step that was left out is not finite"),
     "demo": ("longrl.commands.demo", "the whole path on one laptop: data, SFT, RL, evaluation, report"),

@@ -34,7 +34,7 @@ def check_checkpoints(
         command: of `longrl`.
         run_dir: the run's folder.
         ckpt_path: checkpoint that the command names.
-        config: as `fit` would write it to config.yaml.
+        config: as `fit` would write it to config.yaml; read only where `has_traces`.
         resumes: `fit` is to go on with the run, or to begin it.
     """
     folder = Path(run_dir)
@@ -57,6 +57,11 @@ def check_checkpoints(
         inside = saved_checkpoints(path)
         remedy = f"name one in it, such as {inside[0]}" if inside else "name an exported folder by --model.init_from"
         raise ValueError(f"--ckpt_path={ckpt_path} is a folder and no checkpoint; {remedy}")
+
+
+def has_traces(run_dir: str) -> bool:
+    """True if a folder may hold what a run leaves before its first checkpoint."""
+    return any(Path(run_dir, name).exists() for name in ("config.yaml", "samples.jsonl", "logs"))
 
 
 def _check_unused(folder: Path, saved: list[Path], config: str, resumes: bool) -> None:

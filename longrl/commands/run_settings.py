@@ -24,6 +24,8 @@ SHOWN_BY_DATA = ("video", "question_template")
 """Options of the data module that decide what a model is shown of a question."""
 OF_TRAINING = ("model", "random_init", "init_seed", "init_device", "lora", "gradient_checkpointing")
 """Options of a family that say where weights come from or how they are trained, not what is asked of them."""
+FEWER_TOKENS = ("temporal_pool", "spatial_pool", "max_kept_tokens", "merge_window")
+"""Options of a family by which a video has fewer tokens than whoever loads the exported weights would show."""
 MAX_TOLD = 6
 
 
@@ -86,9 +88,17 @@ def write_record(folder: Path, run: str) -> None:
     settings = read_settings(run)
     if settings is None:
         return
-    record = {"family": _plain_family(settings.family), "data": settings.data, "sampling": settings.sampling}
+    record: Config = {"family": _plain_family(settings.family), "data": settings.data, "sampling": settings.sampling}
     if settings.environment is not None:
         record["environment"] = settings.environment
+    options = settings.family.get("init_args") or {}
+    pooled = ", ".join(f"{name}={options[name]}" for name in FEWER_TOKENS if options.get(name) is not None)
+    if pooled:
+        record["note"] = (
+            f"trained with {pooled}: no file of these weights says so, and others than longrl show every feature of a "
+            "video, so more tokens than the model was trained with (docs/token_budget.md)"
+        )
+        logger.warning("%s: %s", folder / EXPORT_RECORD, record["note"])
     (folder / EXPORT_RECORD).write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
 
 

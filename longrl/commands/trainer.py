@@ -36,12 +36,20 @@ from longrl.commands.renamed import MOVED
 from longrl.commands.resuming import last_good_checkpoint
 from longrl.commands.run_config import Config, ModelKind
 from longrl.commands.run_ending import advice, ending_of_run, resume_command
-from longrl.commands.run_folders import EVALUATING, check_checkpoints, check_tested_weights, checkpoint_folder
+from longrl.commands.run_folders import (
+    EVALUATING,
+    check_checkpoints,
+    check_tested_weights,
+    checkpoint_folder,
+    has_traces,
+)
 from longrl.commands.run_loggers import WandbMode, make_loggers
 from longrl.commands.run_settings import SHOWN_BY_DATA, read_settings, tell_differences, with_run_config
 from longrl.commands.run_trust import CHECKPOINT_HELP, CHECKPOINT_OPTION, OPTION, TRUST_HELP
 from longrl.commands.saved_config import SaveRunConfig
 from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.evaluation.samples import RESULTS_FILE, TEST_FOLDER
+from longrl.evaluation.timings import write_command
 from longrl.io.checkpoint_files import trust_checkpoints
 from longrl.io.disk_space import check_writable
 from longrl.io.folder_lock import FolderLock
@@ -95,6 +103,7 @@ class LongRLCLI(LightningCLI):
     """The command line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.given = list(kwargs.get("args") or [])
         with stop_signals() as signals:
             try:
                 super().__init__(*args, **kwargs)  # Lightning runs the command here
@@ -125,8 +134,15 @@ class LongRLCLI(LightningCLI):
         )
 
     @override
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """The parser of a command; one without options if another is given, for to add those of all takes a second."""
+        command = next(iter(self.given), None)
+        if command == subcommand or command not in self.subcommands():
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        return self.init_parser(**kwargs)
+
+    @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.given = [] if args is None else list(args)
         run_config.set_config_reader(self.current_config)
         try:
             super().parse_arguments(parser, args)
@@ -136,6 +152,11 @@ class LongRLCLI(LightningCLI):
     @override
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would read all of a checkpoint here for options that ours do not have."""
+
+    @override
+    def _dump_config(self) -> None:
+        """Nothing: Lightning would print all of the config for hyperparameters, which our modules do not save."""
+        self.config_dump: dict[str, Any] = {}
 
     def current_config(self, values: Config, path: Path) -> Config:
         """A config file's values in today's form."""
@@ -241,7 +262,8 @@ class LongRLCLI(LightningCLI):
         run_dir, ckpt_path = (self._get(self.config, name) for name in ("run_dir", "ckpt_path"))
         base_weights = self._get(self.config, "base_weights")
         config = self.config.get(str(self.subcommand), self.config)
-        dumped = self._parser(self.subcommand).dump(config, skip_none=False) if self.subcommand == "fit" else ""
+        is_compared = self.subcommand == "fit" and has_traces(run_dir)
+        dumped = self._parser(self.subcommand).dump(config, skip_none=False) if is_compared else ""
         check_checkpoints(self.subcommand, run_dir, ckpt_path, dumped, self._get(self.config, "resume") is not None)
         if self.subcommand in EVALUATING:
             init_from = self._get(self.config, "model").get("init_from")
@@ -353,6 +375,12 @@ class LongRLCLI(LightningCLI):
         how_to_go_on = functools.partial(advice, command, self._get(self.config, "run_dir"))
         with ending_of_run(self.trainer, how_to_go_on):
             self.trainer.fit(model, **options)
+
+    def after_test(self) -> None:
+        """Leaves the command beside what it found; Lightning calls it."""
+        folder = Path(self._get(self.config_init, "run_dir")) / TEST_FOLDER
+        if is_first_rank() and (folder / RESULTS_FILE).is_file():
+            write_command(folder, self.given, self.prog)
 
     def before_fit(self) -> None:
         """Says before weights are loaded that the longest videos will not fit the GPUs, and what would help.

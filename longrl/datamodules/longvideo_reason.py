@@ -17,7 +17,14 @@ from longrl.datamodules.loading.batches import EvalLoader, TrainLoader
 from longrl.datamodules.loading.curriculum import Curriculum, step_budgets
 from longrl.datamodules.loading.data_module import Split, StreamedData, check_at_least
 from longrl.datamodules.loading.loader import LoaderOptions, PromptStream, RenderedRows
-from longrl.datamodules.loading.mixing import DataSource, MixedOrder, first_rows, source_list, weights_of
+from longrl.datamodules.loading.mixing import (
+    DataSource,
+    MixedOrder,
+    first_rows,
+    records_of,
+    source_list,
+    weights_of,
+)
 from longrl.datamodules.loading.render import NO_SUBTITLES, KnowsFeatures, RowRenderer, Stage
 from longrl.datamodules.loading.row_checks import unusable_rows
 from longrl.datamodules.loading.row_order import RowOrder, RowSequence
@@ -34,7 +41,7 @@ from longrl.datamodules.media.subtitles import Subtitles, log_subtitles
 from longrl.datamodules.rows.other_schemas import suggest_row_function
 from longrl.datamodules.rows.pairs import pair_row
 from longrl.datamodules.rows.question_rows import ROW_ARGUMENTS, RowFunction, make_rows, row_or_error
-from longrl.datamodules.rows.sources import media_root_of, read_records
+from longrl.datamodules.rows.sources import media_root_of
 from longrl.datamodules.selection.frame_selection import FrameSelection
 from longrl.io.functions import import_function
 from longrl.models.reading import RendersPrompts
@@ -62,8 +69,11 @@ class LongVideoReason(StreamedData):
         row_function: import path (or `file.py:function`) of the function that turns a record into a `Row`.
         stage: `sft` gives prompts their target, from reasoning and answer; `rl` leaves it to be sampled; `preference`
             gives both answers of rows that are pairs.
-        question_template: what the model is asked; `{problem}` is the question with its options, `{subtitles}` what
-            `subtitles` says. In all templates braces around anything but a name stay, as LaTeX's do.
+        question_template: what the model is asked; `{problem}` is the question with its options, `{asked}` the same as
+            its set's authors word it (the metadata's `asked`, else the problem), `{instruction}` what they want of
+            this kind of question (the metadata's), `{subtitles}` what `subtitles` says, `{num_frames}` and
+            `{frame_times}` (seconds) the frames shown. In all templates braces around anything but a name stay, as
+            LaTeX's do.
         response_template: SFT target of a row, from its `{reasoning}` and `{answer}`; `{option}` is the wording of the
             right option, for models too small to find its letter (rewards take either).
         answer_template: SFT target of a row without reasoning.
@@ -301,7 +311,7 @@ class LongVideoReason(StreamedData):
         log_subtitles(split, rows, self.renderer.subtitles)
 
     def _read_source(self, one: DataSource, split: Split) -> list[Row | ValueError]:
-        rows = make_rows(read_records(one.source), *self._reading(one))
+        rows = make_rows(records_of(one), *self._reading(one))
         if self.renderer.stage == "preference" and split == "train":  # other splits may ask questions as well
             return [row_or_error(pair_row, row) if isinstance(row, Row) else row for row in rows]
         return rows
@@ -320,7 +330,7 @@ class LongVideoReason(StreamedData):
     def _suggestion(self, split: Split) -> str:
         """What would read records that cannot be used, as the end of a sentence."""
         for one in self.sources[split]:
-            suggestion = suggest_row_function(read_records(one.source), *self._reading(one))
+            suggestion = suggest_row_function(records_of(one), *self._reading(one))
             if suggestion:
                 return f"; {suggestion}"
         return ""

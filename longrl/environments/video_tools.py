@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from typing_extensions import override
 
+from longrl.datamodules.media.decoders import check_decoder
 from longrl.datamodules.media.media_roots import ANYWHERE, MediaRoots
 from longrl.datamodules.media.remote import RemoteMedia
 from longrl.datamodules.media.sampling import VideoSampling, read_span
@@ -44,6 +45,7 @@ class VideoTools(ToolEnvironment):
             checked, and what lies in their folders or the working folder.
         allow_outside_paths: trust the rows.
         media_cache_dir: where copies of videos that lie elsewhere are; None: such videos cannot be shown.
+        decoder: what decodes the frames that are shown, as `data.video.decoder`, always on the CPU.
         max_calls: calls of a turn that are answered.
     """
 
@@ -64,6 +66,7 @@ class VideoTools(ToolEnvironment):
         media_root: str | None = None,
         allow_outside_paths: bool = False,
         media_cache_dir: str | None = None,
+        decoder: Literal["pyav", "decord", "torchcodec"] = "pyav",
         max_calls: int = 4,
     ) -> None:
         super().__init__(max_calls)
@@ -76,7 +79,9 @@ class VideoTools(ToolEnvironment):
                 raise ValueError(f"{name} of VideoTools must be at least 1, got {count}")
         if only is not None:
             self.tool_names = tuple(only)
-        self.sampling = VideoSampling(fps=fps, min_frames=min(4, max_frames), max_frames=max_frames, torn="keep")
+        least = min(4, max_frames)
+        self.sampling = VideoSampling(fps=fps, min_frames=least, max_frames=max_frames, torn="keep", decoder=decoder)
+        check_decoder(self.sampling)
         self.max_images = max_images
         self.max_pixels = max_pixels
         self.zoom_pixels = zoom_pixels
@@ -243,6 +248,7 @@ class VideoTools(ToolEnvironment):
         box: tuple[float, float, float, float] | None = None,
         max_pixels: int | None = None,
     ) -> VideoPart:
+        sampling = replace(sampling, decoder=self.sampling.decoder)
         return VideoPart(path, sampling, is_image, box, max_pixels, self.limits, self.remote)
 
     def _lines(self, number: int) -> list[Line]:

@@ -17,12 +17,13 @@ from longrl.datamodules.loading.render import KnowsFeatures, RowRenderer
 from longrl.datamodules.loading.shown_media import files_of
 from longrl.datamodules.media.frame_lists import frame_files
 from longrl.datamodules.media.subtitles import subtitle_files
+from longrl.evaluation.costs import ModelCost, measured
 from longrl.io.append_log import AppendLog
 from longrl.models.base import CausalFamily
 from longrl.models.reading import RendersPrompts
 from longrl.packing.lengths import LengthLimit
 from longrl.turns import saved_turn
-from longrl.types import Completion, Prompt, Row, SamplingParams, UnusableSample
+from longrl.types import Completion, Media, Prompt, Row, SamplingParams, UnusableSample
 
 Item = tuple[int, Prompt]
 """Index of a row and its prompt."""
@@ -54,14 +55,34 @@ class Answer:
     """Videos whose files were cut off, and of which what is there was shown."""
     turns: list[list[dict[str, Any]]] = field(default_factory=list)
     """[G] turns of each answer, as `saved_turn` has them; [] without an environment."""
+    video_s: list[float] = field(default_factory=list)
+    """Seconds of each video; [] without one, and in answers of earlier releases."""
+    costs: dict[str, float] = field(default_factory=dict)
+    """Operations by the names of `longrl.evaluation.costs.OPERATIONS`; {} where they are not known."""
+    measured: dict[str, float | None] = field(default_factory=dict)
+    """By the names of `longrl.evaluation.costs.MEASURED`; {} in answers of earlier releases."""
 
 
 SaveAnswers = Callable[[Mapping[int, Answer | UnusableSample]], None]
 """Takes answers by the index of their row, or what took their place; they are on disk when it returns."""
 
 
-def make_answer(family: CausalFamily, prompt: Prompt, completions: Sequence[Completion]) -> Answer:
-    """The answer that the completions of a prompt are."""
+def make_answer(
+    family: CausalFamily,
+    prompt: Prompt,
+    completions: Sequence[Completion],
+    cost: ModelCost | None = None,
+    encoded: Iterable[Media] | None = None,
+) -> Answer:
+    """The answer that the completions of a prompt are.
+
+    Args:
+        family: of the model that gave it.
+        prompt: the question.
+        completions: of the prompt.
+        cost: of that model; None leaves operations out.
+        encoded: media that this run sent through the encoder for the question; None where that is not known.
+    """
     is_media = torch.isin(prompt.input_ids, torch.tensor(list(family.media_token_ids().values())))
     return Answer(
         texts=[completion.text for completion in completions],
@@ -75,6 +96,9 @@ def make_answer(family: CausalFamily, prompt: Prompt, completions: Sequence[Comp
         frame_times=[list(times) for times in prompt.frame_times],
         num_torn=len(prompt.torn_videos),
         turns=[[saved_turn(turn) for turn in each.turns] for each in completions if each.turns],
+        video_s=list(prompt.video_s),
+        costs=cost.of_answers(prompt, completions) if cost is not None else {},
+        measured=measured(prompt, cost, encoded),
     )
 
 

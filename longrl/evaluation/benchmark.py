@@ -18,11 +18,13 @@ from longrl.datamodules.loading.loader import RenderedRows, usable_items
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.answering import Answer, AnswerStore, Item, Policy, make_portable, question_key
+from longrl.evaluation.averages import check_averages
 from longrl.evaluation.comparison import read_run
 from longrl.evaluation.outcomes import SHUFFLED, judge_answers, make_outcome
 from longrl.evaluation.protocol import OWN_PROTOCOL, PublishedProtocol
 from longrl.evaluation.records import check_breakdowns
 from longrl.evaluation.result_files import EvaluationFiles, check_extends, describe_evaluation, write_evaluation
+from longrl.evaluation.submissions import write_submission
 from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.io.progress import item_progress
 from longrl.rewards import RewardSum
@@ -131,7 +133,8 @@ class Evaluation:
                 "video_as to frames, or leave data.selection out"
             )
         self._check_shuffled()
-        rule = config.protocol.scoring_rule()
+        protocol = config.protocol
+        rule, figures, form = protocol.scoring_rule(), protocol.figures_function(), protocol.submission_form()
         if config.reward is not None:
             config.reward.prepare()
         against = None
@@ -148,6 +151,7 @@ class Evaluation:
         self.data.skipped_dir = self.data.skipped_dir or str(self.folder)
         self.data.read(("test",))
         check_breakdowns(self.rows, config.breakdowns)
+        check_averages(self.rows, protocol.mean_over, protocol.groups)
         self.folder.mkdir(parents=True, exist_ok=True)
         policy.fit_lengths(self.data.renderer.max_prompt_tokens, config.sampling)
         policy.prepare(self.folder)
@@ -158,7 +162,7 @@ class Evaluation:
             conditions = self.conditions()
             renderers = {condition.name: condition.renderer for condition in conditions}
             description = describe_evaluation(
-                config.name, policy.identity(), config.sampling, config.seed, self.data, renderers, config.protocol
+                config.name, policy.identity(), config.sampling, config.seed, self.data, renderers, protocol
             )
             check_extends(self.folder, description)
             answered = [(condition, *self._answers(condition, store)) for condition in conditions]
@@ -177,9 +181,12 @@ class Evaluation:
             judged = judge_answers(self.rows, answers, config.breakdowns, config.reward, rule)
             outcome = make_outcome(
                 condition.name, self.rows, answers, judged, skipped, breakdowns=config.breakdowns,
-                num_frames=condition.num_frames, blind=condition.renderer.blind,
+                num_frames=condition.num_frames, blind=condition.renderer.blind, figures=figures,
+                mean_over=protocol.mean_over, groups=protocol.groups,
             )  # fmt: skip
             outcomes.append(outcome)
+            if form is not None and not outcome.blind:
+                write_submission(self.folder, form, self.rows, outcome)
         return write_evaluation(
             self.folder, description, self.rows, outcomes, num_cards=config.num_cards, against=against
         )
@@ -188,6 +195,8 @@ class Evaluation:
         """Raises ValueError where frames are to be shuffled that cannot be, or are already."""
         given = self.data.renderer.shuffle_frames
         policy = self.config.policy
+        if self.config.shuffled_baseline:
+            replace(self.data.renderer, shuffle_frames=True)  # raises where frames are no video
         if given and self.config.shuffled_baseline:
             raise ValueError(
                 "--shuffled_baseline=true asks with frames in order and shuffled, and --data.shuffle_frames=true shows "

@@ -76,6 +76,11 @@ def write_benchmark_report(
         by_rule = {name: _page_scores(summary.protocol_scores) for name, summary in summaries.items()}
         categories = list(next(scores for scores in by_rule.values() if scores))
         sections[f"By the protocol's own rule: {results['protocol']['rule_name']}"] = [score_table(by_rule, categories)]
+    if any(outcome.figures for outcome in outcomes):
+        sections[f"As {results['protocol']['name']} reports it"] = [figures_table(outcomes)]
+    averages = average_tables(outcomes)
+    if averages:
+        sections["Averages of the protocol"] = list(averages)
     for field in dict.fromkeys(field for summary in summaries.values() for field in summary.breakdowns):
         by_run = {run: _page_scores(summary.breakdowns[field]) for run, summary in summaries.items()}
         values = list(dict.fromkeys(value for by_value in by_run.values() for value in by_value))
@@ -109,13 +114,27 @@ def write_benchmark_report(
     return write_report(folder, report)
 
 
+def average_tables(outcomes: Sequence[Outcome]) -> list[PageTable]:
+    """A table of each condition's means over tasks and scores of groups, a column for each reading of the answers."""
+    tables = []
+    for outcome in outcomes:
+        by_reading: dict[str, dict[str, Any]] = {}
+        for label, of in outcome.averages.items():
+            for reading, score in _page_scores(of).items():
+                by_reading.setdefault(f"{outcome.name}: {reading}", {})[label] = score
+        if by_reading:
+            tables.append(score_table(by_reading, list(outcome.averages)))
+    return tables
+
+
 def list_remarks(outcomes: Sequence[Outcome]) -> list[str]:
     """Sentences that a reader should know before believing a number."""
     texts = []
     for outcome in outcomes:
         summary = outcome.summary
         if summary is None:
-            texts.append(f"{outcome.name}: no question was answered.")
+            why = "answers are not released" if "hidden" in outcome.failures.values() else "no question was answered"
+            texts.append(f"{outcome.name}: {why}.")
             continue
         if outcome.num_torn:
             texts.append(f"{outcome.name}: of {outcome.num_torn} torn videos only what is there was shown.")
@@ -147,6 +166,14 @@ def _page_scores(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
     return shown
 
 
+def figures_table(outcomes: Sequence[Outcome]) -> PageTable:
+    """What the protocol's benchmark reports, a column for each condition: in percent where no unit is named."""
+    names = dict.fromkeys(name for outcome in outcomes for name in outcome.figures)
+    shown = [{name: f"{value:.1f}" for name, value in outcome.figures.items()} for outcome in outcomes]
+    rows = [[name, *(column.get(name, "-") for column in shown)] for name in names]
+    return PageTable(["", *(outcome.name for outcome in outcomes)], rows)
+
+
 def rates_table(outcomes: Sequence[Outcome], results: Mapping[str, Any]) -> PageTable:
     """A table with a column for each condition, in percent."""
     rule_name = results["protocol"]["rule_name"]
@@ -169,6 +196,7 @@ def _rates(outcome: Outcome, result: Mapping[str, Any], rule_name: str | None) -
         "strict: what stands in <answer>": percent(summary.scores[OVERALL]),
         "robust: the whole answer": percent(summary.lenient_scores[OVERALL]),
         **({f"protocol: {rule_name}": percent(summary.protocol_scores[OVERALL])} if summary.protocol_scores else {}),
+        **{label: percent(of.get("rule") or of["strict"]) for label, of in outcome.averages.items()},
         "questions": str(summary.scores[OVERALL].n),
         "with the think-answer form": f"{100 * summary.format_rate:.1f}",
         "cut off": f"{100 * summary.truncation_rate:.1f}",

@@ -38,6 +38,7 @@ from longrl.datamodules.media.opening import decoder_errors
 from longrl.datamodules.media.sources import FileFrames
 from longrl.datamodules.media.video import content_digest
 from longrl.evaluation.answering import Answer, Item, Policy, SaveAnswers, hash_json
+from longrl.evaluation.costs import measured
 from longrl.io.atomic import atomic_write
 from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.models.chat_tokens import MEDIA_TAG, NO_TOKENIZER, hermes_calls, literal_text
@@ -110,8 +111,8 @@ class ChatReader(RendersPrompts):
         """
         for item in frames if self.video_as == "video" else ():
             source = item.source
-            if isinstance(source, FileFrames) and source.sampling.span_s is not None:
-                raise UnusableSample(source.path, f"a part of it is asked about (span_s), and {SENT_WHOLE}")
+            if isinstance(source, FileFrames) and (source.sampling.span_s or source.sampling.at_s):
+                raise UnusableSample(source.path, f"a part of it is asked about (span_s, parts_s), and {SENT_WHOLE}")
             if isinstance(source, FileFrames) and source.path.endswith(FRAME_LIST_SUFFIX):
                 raise UnusableSample(source.path, f"it is a list of frames, and {SENT_WHOLE}")
         none = torch.empty(0, dtype=torch.int64)
@@ -272,6 +273,8 @@ class EndpointPolicy(Policy):
             frame_indices=[list(indices) for indices in prompt.frame_indices] if is_seen else [],
             frame_times=[list(times) for times in prompt.frame_times] if is_seen else [],
             num_torn=len(prompt.torn_videos),
+            video_s=list(prompt.video_s),
+            measured=measured(prompt),
         )
 
 

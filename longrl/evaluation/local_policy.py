@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,20 @@ from longrl.engines.rollout_engine import RolloutEngine, RolloutRequest, check_e
 from longrl.environments.runner import EnvironmentRunner
 from longrl.environments.settings import EnvironmentSettings, with_observed
 from longrl.evaluation.answering import Item, Policy, SaveAnswers, make_answer, make_portable
+from longrl.evaluation.costs import ModelCost, all_media
 from longrl.features.cache import FeatureCache
 from longrl.features.disk_cache import DiskCache
 from longrl.features.provenance import tensor_bytes
 from longrl.features.rollout_features import RolloutFeatures
 from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
+from longrl.models.cell_order import in_order
 from longrl.models.chunked_mlp import chunk_mlps
 from longrl.models.pretrained_folder import is_local
 from longrl.modules.initial_weights import plain_from
 from longrl.packing.lengths import LengthLimit
 from longrl.strategies.axis import SINGLE_RANK
-from longrl.types import SamplingParams
+from longrl.types import Completion, Media, Prompt, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +86,7 @@ class LocalPolicy(Policy):
             disk = DiskCache(family, feature_cache_dir, int(feature_cache_disk_gib * GIB))
         self.features = FeatureCache(family, int(feature_cache_gib * GIB), disk=disk)
         self.model: nn.Module | None = None
+        self._cost: ModelCost | None = None
         self._identity: dict[str, Any] = {}
         self.environment = environment
         self.has_environment = environment is not None
@@ -115,6 +118,7 @@ class LocalPolicy(Policy):
         for part in parts:
             part.to(self.device)
         self.model = model
+        self._cost = ModelCost.of(self.family, model)
         if self.features.disk is not None:
             self.features.disk.check_encoder(model)
 
@@ -157,8 +161,30 @@ class LocalPolicy(Policy):
             )
             groups = [group.completions for _, group in shards]
             self.features.add(features.shown)  # the next question may ask for the same
-            answers = [make_answer(self.family, *pair) for pair in zip(prompts, groups, strict=True)]
+            encoded = self._encoded(prompts, groups, self.features.last_encoded | features.encoded)
+            answers = [
+                make_answer(self.family, prompt, group, self._cost, media)
+                for prompt, group, media in zip(prompts, groups, encoded, strict=True)
+            ]
             save(dict(zip((index for index, _ in batch), answers, strict=True)))
+
+    @staticmethod
+    def _encoded(
+        prompts: Sequence[Prompt], groups: Sequence[Sequence[Completion]], keys: Set[str]
+    ) -> Iterator[list[Media]]:
+        """For each prompt the media that went through the encoder: the first question that shows one pays for it.
+
+        Args:
+            prompts: of a batch.
+            groups: their completions.
+            keys: of the media that were encoded for the batch.
+        """
+        left = set(keys)
+        for prompt, completions in zip(prompts, groups, strict=True):
+            media = {in_order(item).key: item for item in all_media(prompt, completions)}
+            paid = left & media.keys()
+            left -= paid
+            yield [item for key, item in media.items() if key in paid]
 
 
 def _device(name: str) -> torch.device:

@@ -15,7 +15,7 @@ from longrl.strategies.axis import SINGLE_RANK, Axis
 
 KEPT = (
     "id", "sample", "task", "category", "breakdowns", "video", "answer", "letter", "correct", "correct_lenient",
-    "correct_by_rule", "accuracy", "accuracy_lenient", "format", "finish_reason",
+    "correct_by_rule", "accuracy_by_rule", "accuracy", "accuracy_lenient", "format", "finish_reason",
 )  # fmt: skip
 """Fields of a record that scores are made from; texts stay where they are."""
 

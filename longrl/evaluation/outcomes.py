@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from longrl.evaluation.answering import Answer
+from longrl.evaluation.averages import QuestionGroups, average_scores
 from longrl.evaluation.metric import CategoryAccuracy
 from longrl.evaluation.records import Record, group_records, video_name
 from longrl.evaluation.scores import OVERALL, Difference, Score, Summary, paired_difference
@@ -19,6 +20,10 @@ from longrl.rewards.reward_sum import RewardFn
 from longrl.turns import restored_turn
 from longrl.types import Completion, Group, Prompt, Row, UnusableSample
 
+FiguresFunction = Callable[[Sequence[Record]], Mapping[str, float]]
+"""What a benchmark reports of the records of all judged answers: name -> value, in percent where no unit is named."""
+HIDDEN = "hidden_answer"
+"""Field of the metadata of a question whose right answer only a server knows; nothing here is scored by it."""
 SHUFFLED = ", shuffled"
 """Behind the name of a condition whose frames are shown in another order."""
 
@@ -33,7 +38,8 @@ class Outcome:
     records: Mapping[int, Sequence[Record]]
     """Index of the row -> the records of its completions, judged or not."""
     failures: Mapping[int, str]
-    """Index of the row -> why it has no score: `decode`, `not usable`, `no reply`, `not judged`."""
+    """Index of the row -> why it has no score: `decode`, `not usable`, `no reply`, `not judged`, `hidden`, whose right
+    answer is not released."""
     summary: Summary | None
     """Scores of the other questions. None without any."""
     as_wrong: Mapping[str, Score]
@@ -43,6 +49,10 @@ class Outcome:
     blind: bool = False
     num_torn: int = 0
     """Different videos of which only a part was shown, for their files were cut off."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What the protocol's benchmark reports besides, by its name."""
+    averages: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
+    """Means over tasks and scores of groups that the protocol has; see `averages.py`."""
 
     @property
     def judged(self) -> dict[int, Sequence[Record]]:
@@ -51,6 +61,10 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all numbers as JSON."""
+        averages = {
+            label: {reading: dataclasses.asdict(score) for reading, score in of.items()}
+            for label, of in self.averages.items()
+        }
         return {
             "num_frames": self.num_frames,
             "blind": self.blind,
@@ -59,6 +73,8 @@ class Outcome:
             "videos_used_in_part": self.num_torn,
             "scores_with_failures_as_wrong": {name: dataclasses.asdict(score) for name, score in self.as_wrong.items()},
             **(self.summary.to_dict() if self.summary else {"scores": {}}),
+            **({"protocol_figures": dict(self.figures)} if self.figures else {}),
+            **({"averages": averages} if averages else {}),
         }
 
 
@@ -110,6 +126,9 @@ def make_outcome(
     breakdowns: Sequence[str] = (),
     num_frames: int | None = None,
     blind: bool = False,
+    figures: FiguresFunction | None = None,
+    mean_over: str | None = None,
+    groups: QuestionGroups | None = None,
 ) -> Outcome:
     """Counts records with the metric that `validate` counts with.
 
@@ -122,6 +141,9 @@ def make_outcome(
         breakdowns: fields of the rows' metadata to score by.
         num_frames: see `Outcome`.
         blind: see `Outcome`.
+        figures: of a published protocol.
+        mean_over: see `PublishedProtocol`.
+        groups: see `PublishedProtocol`.
     """
     failures = {}
     for index, item in skipped.items():
@@ -131,11 +153,11 @@ def make_outcome(
     answered, everything = CategoryAccuracy(), CategoryAccuracy()
     for index, judged in records.items():
         if any(record["correct"] is None for record in judged):
-            failures[index] = "not judged"
+            failures[index] = "hidden" if rows[index].metadata.get(HIDDEN) else "not judged"
         else:
             answered.update(judged)
             everything.update(judged)
-    for index in failures:
+    for index in (index for index, kind in failures.items() if kind != "hidden"):
         # An empty answer has the question's category, breakdowns and video, and is wrong by any judge.
         empty = Completion(torch.empty(0, dtype=torch.int64), torch.empty(0), "", "stop")
         (record,) = group_records(rows[index], _group_of(rows[index], [empty]), breakdowns)
@@ -143,7 +165,13 @@ def make_outcome(
     total = everything.summary()
     as_wrong = total.scores if total else {}
     torn = {video_name(rows[index]) for index, answer in answers.items() if answer.num_torn}
-    return Outcome(name, answers, records, failures, answered.summary(), as_wrong, num_frames, blind, len(torn))
+    scored = {index: judged for index, judged in records.items() if index not in failures}
+    named = figures([record for judged in scored.values() for record in judged]) if figures and scored else {}
+    averages = average_scores(rows, scored, mean_over, groups)
+    summary = answered.summary()
+    return Outcome(
+        name, answers, records, failures, summary, as_wrong, num_frames, blind, len(torn), named, averages
+    )  # fmt: skip
 
 
 def gains_by_category(before: Outcome, after: Outcome) -> dict[str, Difference]:

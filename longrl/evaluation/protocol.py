@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from longrl.evaluation.outcomes import Outcome
+from longrl.evaluation.averages import QuestionGroups
+from longrl.evaluation.outcomes import FiguresFunction, Outcome
 from longrl.io.functions import import_function
 from longrl.rewards.reward_sum import RewardFn
 from longrl.types import Row
+
+SubmissionForm = Callable[[Sequence[Row], Sequence[str | None]], Any]
+"""What a server wants to be sent of questions and answers."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,17 @@ class PublishedProtocol:
     `(completion, row) -> float` as rewards are; `longrl/evaluation/published_rules.py` has those of released code."""
     rule_name: str | None = None
     """Name of that score in reports, by default the function's."""
+    figures: str | None = None
+    """What its benchmark reports of all answers together, such as an average over tasks or a gain: import path of a
+    function `(records) -> {name: value}`; `longrl/evaluation/benchmark_figures.py` has those of published ones."""
+    mean_over: str | None = None
+    """Also report the mean over tasks of the mean of each: `category`, or the field of the metadata that names them."""
+    groups: QuestionGroups | None = None
+    """Also score groups of questions that count together."""
+    submission: str | None = None
+    """Also write `submission.json`, for a server that knows the answers: import path (or `file.py:function`) of a
+    function `(rows, answers) -> JSON` of the questions and the texts of their first answers, None where there is none;
+    `longrl/evaluation/submissions.py` has published forms."""
 
     @property
     def score_name(self) -> str | None:
@@ -45,9 +60,27 @@ class PublishedProtocol:
         """
         return None if self.rule is None else import_function(self.rule, "protocol.rule")
 
+    def figures_function(self) -> FiguresFunction | None:
+        """The function that `figures` names.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return None if self.figures is None else import_function(self.figures, "protocol.figures")
+
+    def submission_form(self) -> SubmissionForm | None:
+        """The function that `submission` names.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return None if self.submission is None else import_function(self.submission, "protocol.submission")
+
     def to_dict(self) -> dict[str, Any]:
-        """Returns its fields as results.json has them."""
-        return {**asdict(self), "rule_name": self.score_name}
+        """Returns its fields as results.json has them; those that came later where they are set."""
+        fields = {**asdict(self), "rule_name": self.score_name}
+        later = ("figures", "mean_over", "groups", "submission")
+        return {name: value for name, value in fields.items() if value is not None or name not in later}
 
 
 OWN_PROTOCOL = PublishedProtocol()

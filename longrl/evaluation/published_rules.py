@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from longrl.rewards.answers import after_thinking
 from longrl.rewards.options import parse_options
 from longrl.types import Completion, Row
 
 LETTERS = "ABCD"
+REASONING_TAGS = (("<think>", "</think>"), ("<analysis>", "</analysis>"))
 STRIPPED = ",.!?;:'\""
 """Marks that lmms-eval takes off both ends, one after the other."""
 FORMS = ((6, "({})"), (5, "{}."), (4, "{}:"), (3, "{})"), (2, "{} "))
@@ -34,6 +34,15 @@ QWEN_REFUSALS = (
     "Failed to obtain answer via API", "Sorry, I can't help with images of people yet.", "I can't process this file.",
     "I'm sorry, but without the image provided", "Cannot determine the answer",
 )  # fmt: skip
+VLMEVALKIT_LEADS = (
+    "The best answer is", "The correct answer is", "The answer is", "The answer",
+    "The best option isThe correct option is", "Best answer:Best option:",  # two of its lines lack a comma each
+    "Answer:", "Option:",
+)  # fmt: skip
+"""Words that VLMEvalKit takes out of an answer, one after the other, before it looks for a capital."""
+VLMEVALKIT_PHRASE = re.compile(r"answer\s+is\s+\**([ABCD])", re.IGNORECASE)
+VLMEVALKIT_LAST_WORDS = 5
+"""A letter counts as a word of its own among so many of the last."""
 LONG_RL_OPEN, LONG_RL_CLOSE = "<answer>", "</answer>"
 LONG_RL_LEAD = "Therefore the final answer is:"
 
@@ -44,25 +53,96 @@ def lmms_eval_letter(completion: Completion, row: Row) -> float:
     A letter at the start counts first, then one at the end, after "answer is", in brackets, before a stop, and so on;
     of equal ones the last. Any capital A to D may be meant, also the article: "A dog" is option A.
     """
-    return float(lmms_eval_choice(after_thinking(completion.text)) == row.answer)
+    return float(lmms_eval_choice(without_reasoning(completion.text)) == row.answer)
 
 
-def lmms_eval_choice(text: str) -> str:
-    """The letter that lmms-eval reads in an answer without its thinking, "" for none."""
+def without_reasoning(text: str) -> str:
+    """An answer without what lmms-eval takes for reasoning by default; thinking that never ended stays."""
+    for opening, closing in REASONING_TAGS:
+        before, opened, rest = text.partition(opening)
+        while opened and closing in rest:
+            text = before + rest.partition(closing)[2]
+            before, opened, rest = text.partition(opening)
+        if not opened:  # the prompt did that, if anything did
+            text = text.rpartition(closing)[2]
+    return text.strip()
+
+
+def vlmevalkit_letter(completion: Completion, row: Row) -> float:
+    """1.0 if the letter that VLMEvalKit reads is the answer (`extract_characters_regex`; Video-MME, LongVideoBench).
+
+    The first capital A to D anywhere, thinking included, once "The answer is" and the like are out of the text: "A dog"
+    is option A, and so is "I think it is Bright because" option B. What has none is wrong, with `exact_matching`.
+    """
+    return float(vlmevalkit_capital(completion.text) == row.answer)
+
+
+def vlmevalkit_capital(text: str) -> str:
+    """The letter that VLMEvalKit reads in an answer to Video-MME, "" for none."""
+    text = text.strip()
+    for lead in VLMEVALKIT_LEADS:
+        text = text.replace(lead, "")
+    return next((letter for letter in text if letter in LETTERS), "")
+
+
+def vlmevalkit_option(completion: Completion, row: Row) -> float:
+    """1.0 if the option that VLMEvalKit reads is the answer (`can_infer`; its other multiple-choice sets).
+
+    What it cannot read it asks a judge model, by default; here, as with its `exact_matching`, that is wrong.
+    """
+    return float(vlmevalkit_choice(completion.text, parse_options(row.problem)) == row.answer)
+
+
+def vlmevalkit_choice(text: str, options: dict[str, str]) -> str | None:
+    """The option that VLMEvalKit reads in an answer, None where it would ask a judge.
+
+    A letter that is a word of its own among the last five, if no other letter is a word; else the one behind "answer
+    is", small ones too; else the only option whose wording the text has, if it is not much longer than all of them.
+
+    Args:
+        text: the answer, its thinking included.
+        options: letter -> wording.
+    """
+    if any(refusal in text for refusal in QWEN_REFUSALS[1:]):
+        return None
+    failed = QWEN_REFUSALS[0] in text
+    words = text.translate(QWEN_MARKS).split()
+    named = [letter for letter in options if letter in words]
+    if not failed and len(named) == 1 and words.index(named[0]) > len(words) - VLMEVALKIT_LAST_WORDS:
+        return named[0]
+    if not failed and not named and "Z" in words:
+        return None
+    phrase = None if failed else VLMEVALKIT_PHRASE.search(text)
+    if phrase and phrase[1].upper() in options:
+        return phrase[1].upper()
+    if len(text) > 2 * sum(map(len, options.values())):
+        return None
+    worded = [letter for letter, wording in options.items() if wording.lower() in text.lower()]
+    return worded[0] if len(worded) == 1 else None
+
+
+def lmms_eval_choice(text: str, letters: Iterable[str] = LETTERS) -> str:
+    """The letter that lmms-eval reads in an answer without its thinking, "" for none.
+
+    Args:
+        text: the answer.
+        letters: of the options.
+    """
+    letters = tuple(letters)
     text = text.strip()
     for mark in STRIPPED:
         text = text.strip(mark)
     padded = f" {text} "
     bare = padded.strip()
     found: list[tuple[int, int, str]] = []  # trust, place, letter
-    for letter in LETTERS:
+    for letter in letters:
         found += [(trust, padded.rfind(form.format(letter)), letter) for trust, form in FORMS]
         found += [(PHRASE, padded.find(letter, end), letter) for end in _phrase_ends(padded.lower())]
         if re.match(rf"{letter}(?![^\W\d_])", bare):
             found.append((START, 0, letter))
         if re.search(rf"(?<![^\W\d_]){letter}\Z", bare):
             found.append((END, len(padded) - 1, letter))
-    found = [one for one in found if one[1] >= 0] or [(0, padded.rfind(letter), letter) for letter in LETTERS]
+    found = [one for one in found if one[1] >= 0] or [(0, padded.rfind(letter), letter) for letter in letters]
     _, place, letter = max(found, key=lambda one: one[:2])
     return letter if place >= 0 else ""
 

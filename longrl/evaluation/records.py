@@ -35,7 +35,8 @@ def group_records(
         group: its answers; rewards, if filled, are recorded too. "accuracy" among their parts judges open answers, if
             it is there; where a reward failed, such an answer is neither right nor wrong, but None.
         breakdowns: fields of the row's metadata to score by; a row without one counts as "none" there.
-        rule: a published protocol's own scoring, of which 1 is right; a second score.
+        rule: a published protocol's own scoring, a second score in [0, 1]: `accuracy_by_rule`, which records without a
+            rule do not have.
     """
     records = []
     for index, completion in enumerate(group.completions):
@@ -54,7 +55,7 @@ def group_records(
                 "sample": index,
                 "task": row.task,
                 "category": row.category,
-                "breakdowns": {name: str(row.metadata.get(name, "none")) for name in breakdowns},
+                "breakdowns": {name: field_value(row, name) for name in breakdowns},
                 "video": video_name(row),
                 "answer": row.answer,
                 "prediction": completion.text,
@@ -64,14 +65,23 @@ def group_records(
                 "accuracy_lenient": lenient,
                 "correct": None if strict is None else strict >= CORRECT_FROM,
                 "correct_lenient": None if lenient is None else lenient >= CORRECT_FROM,
-                "correct_by_rule": None if rule is None else _judge(rule, completion, row) >= CORRECT_FROM,
+                "correct_by_rule": None,
                 "format": bool(_judge(think_answer_format, completion, row)),
                 "rewards": rewards,
                 "reward": None if group.rewards is None else float(group.rewards[index]),
                 "finish_reason": completion.finish_reason,
             }
         )
+        if rule is not None:
+            value = _judge(rule, completion, row)
+            records[-1] |= {"correct_by_rule": value >= CORRECT_FROM, "accuracy_by_rule": value}
     return records
+
+
+def field_value(row: Row, name: str) -> str | list[str]:
+    """What a row's metadata says under a name, "none" where nothing is; a list where it says several things."""
+    value = row.metadata.get(name, "none")
+    return [str(one) for one in value] if isinstance(value, list | tuple) and value else str(value)
 
 
 def video_name(row: Row) -> str:

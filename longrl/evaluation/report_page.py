@@ -60,6 +60,8 @@ class PageTable:
     """Cells: a text, a score with `accuracy`, `low` and `high`, or None for nothing."""
     wraps: bool = False
     """Cells are texts of several lines."""
+    dense: bool = False
+    """It has many columns: smaller letters, less room between them."""
 
 
 SectionPart = str | PageTable | Picture
@@ -112,11 +114,11 @@ class Report:
     `longrl.evaluation.sample_grids.saved_grids(run)`."""
 
 
-def write_report(folder: str | Path, report: Report) -> Path:
-    """Writes report.html, and the charts in it as PNG files beside it.
+def write_report(folder: str | Path, report: Report, file: str = "report.html") -> Path:
+    """Writes report.html, or a file of another name, and the charts in it as PNG files beside it.
 
     Returns:
-        Path of report.html.
+        Path of the page.
     """
     folder = Path(folder)
     sections: dict[str, list[SectionPart]] = {}
@@ -136,7 +138,7 @@ def write_report(folder: str | Path, report: Report) -> Path:
     if report.seconds:
         facts["time"] = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in report.seconds.items())
     template = _environment().get_template("report.html.jinja")
-    return atomic_write(folder / "report.html", template.render(report=report, sections=sections, facts=facts))
+    return atomic_write(folder / file, template.render(report=report, sections=sections, facts=facts))
 
 
 def score_table(runs: Mapping[str, Scores], categories: Sequence[str]) -> PageTable:

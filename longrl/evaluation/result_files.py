@@ -14,9 +14,11 @@ from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.answering import make_portable
 from longrl.evaluation.comparison import Comparison, RunRecords, changed_values, compare_folders
+from longrl.evaluation.costs import costs_of, mean_costs
 from longrl.evaluation.outcomes import SHUFFLED, Outcome, gain_over, gains_by_category
 from longrl.evaluation.protocol import OWN_PROTOCOL, PublishedProtocol, describe_shown, list_limits
 from longrl.evaluation.samples import RESULTS_FILE, SAMPLES_FILE, SampleLine, sample_lines
+from longrl.evaluation.timings import write_timings
 from longrl.io.atomic import atomic_write
 from longrl.io.jsonl import write_jsonl
 from longrl.types import Row, SamplingParams
@@ -104,6 +106,7 @@ def write_evaluation(
     from longrl.evaluation.benchmark_report import write_benchmark_report  # matplotlib with it: not at a run's start
 
     lines = write_samples(folder, description, rows, outcomes)
+    write_timings(folder, rows, outcomes)
     blind = next((outcome for outcome in outcomes if outcome.blind), None)
     conditions = {}
     for outcome in outcomes:
@@ -111,6 +114,8 @@ def write_evaluation(
         known = description["conditions"][outcome.name]
         shown = describe_shown(outcome, rows, known["reading"])
         conditions[outcome.name] = known | {"shown": shown} | outcome.to_dict()
+        answered = [line for line in lines if line["condition"] == outcome.name and "resps" in line]
+        conditions[outcome.name]["costs"] = mean_costs([costs_of(line, outcome.blind) for line in answered])
         conditions[outcome.name]["over_blind"] = asdict(gain) if gain else None
         shuffled = next((other for other in outcomes if other.name == f"{outcome.name}{SHUFFLED}"), None)
         if shuffled is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from longrl.evaluation.answering import doc_hash
 from longrl.evaluation.outcomes import Outcome
 from longrl.evaluation.records import Record, video_name
-from longrl.evaluation.scores import mean_of
+from longrl.evaluation.scores import RULE, mean_of
 from longrl.io.jsonl import read_jsonl
 from longrl.types import Row
 
@@ -21,8 +21,8 @@ TEST_FOLDER = "test"
 PREDICT_FOLDER = "predict"
 """Folder in a run's where `predict` leaves its answers."""
 PER_COMPLETION = (
-    "sample", "correct", "correct_lenient", "correct_by_rule", "accuracy", "accuracy_lenient", "format", "letter",
-    "finish_reason", "rewards", "reward",
+    "sample", "correct", "correct_lenient", "correct_by_rule", "accuracy_by_rule", "accuracy", "accuracy_lenient",
+    "format", "letter", "finish_reason", "rewards", "reward",
 )  # fmt: skip
 """Fields of a record that a line holds as a list, one value for each completion."""
 
@@ -60,7 +60,7 @@ def sample_lines(outcome: Outcome, rows: Sequence[Row], shared: Mapping[str, Any
                 "filtered_resps": [record["letter"] or record["prediction_answer"] for record in records],
                 "strict_accuracy": mean_of(records, "correct") if is_judged else None,
                 "robust_accuracy": mean_of(records, "correct_lenient") if is_judged else None,
-                **{name: [record[name] for record in records] for name in PER_COMPLETION},
+                **{name: [record[name] for record in records] for name in PER_COMPLETION if name in records[0]},
                 "input": answer.input,
                 "prompt_hash": answer.prompt_hash,
                 "frame_indices": answer.frame_indices,
@@ -69,6 +69,8 @@ def sample_lines(outcome: Outcome, rows: Sequence[Row], shared: Mapping[str, Any
                 "num_prompt_tokens": answer.num_prompt_tokens,
                 "num_media_tokens": answer.num_media_tokens,
                 "num_completion_tokens": answer.num_completion_tokens,
+                "costs": answer.costs,
+                "video_s": answer.video_s,
                 # The records say `stop` or `length` alone; a server may have another word.
                 "finish_reason_of_engine": answer.finish_reasons,
             }
@@ -85,7 +87,12 @@ def records_of(line: Mapping[str, Any]) -> list[Record]:
     shared |= {"video": line["video_id"], "answer": line["target"]}
     # Lines of earlier releases lack some fields.
     fields = [name for name in PER_COMPLETION if name in line]
-    return [shared | {name: line[name][n] for name in fields} for n in range(len(line["correct"]))]
+    records = [shared | {name: line[name][n] for name in fields} for n in range(len(line["correct"]))]
+    # Rules were yes or no before they could score by degrees.
+    for record in records:
+        if record.get("correct_by_rule") is not None:
+            record.setdefault(RULE, float(record["correct_by_rule"]))
+    return records
 
 
 def read_samples(folder: str | Path) -> dict[str, list[SampleLine]]:

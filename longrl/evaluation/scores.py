@@ -18,12 +18,13 @@ Responses = Sequence[Record]
 Scores = Mapping[str, Mapping[str, Any]]
 """Category -> {"accuracy", "low", "high", "n"}, as in results.json."""
 OVERALL = "overall"
-RULE = "correct_by_rule"
-"""Field of a record that the rule of a published protocol decides."""
+RULE = "accuracy_by_rule"
+"""Field of a record that the rule of a published protocol decides, in [0, 1]."""
 GRADED: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "temporal_iou": ("mIoU", (0.3, 0.5, 0.7)),
     "box_iou": ("mIoU", (0.3, 0.5, 0.7)),
     "regression": ("mean", ()),
+    "mra": ("MRA", ()),
     "ocr": ("mean", ()),
     "free_form": ("mean", ()),
 }
@@ -150,12 +151,42 @@ def score(values: Sequence[float], clusters: Sequence[object] | None = None) -> 
     return Score(mean, low, high, n, *wilson_interval(sum(values) / effect, n / effect))
 
 
+def macro_score(values: Sequence[float], strata: Sequence[object], clusters: Sequence[object] | None = None) -> Score:
+    """Mean over strata (tasks) of the mean of each, which all count alike, with intervals as those of `score`.
+
+    n is divided by what the unequal weights cost (Kish 1965), then by the design effect of the clusters: of one stratum
+    this is `score`.
+
+    Args:
+        values: [n] in [0, 1].
+        strata: [n] the task of each.
+        clusters: [n] what makes values dependent, the video for instance; it may have values of several strata.
+    """
+    n = len(values)
+    if n == 0:
+        return Score(math.nan, 0.0, 1.0, 0)
+    counts = Counter(strata)
+    weights = [1 / (len(counts) * counts[stratum]) for stratum in strata]
+    within: dict[object, float] = defaultdict(float)
+    for value, stratum in zip(values, strata, strict=True):
+        within[stratum] += value / counts[stratum]
+    mean = min(1.0, max(0.0, sum(within.values()) / len(counts)))
+    num_alike = 1 / sum(weight * weight for weight in weights)
+    low, high = wilson_interval(mean * num_alike, num_alike)
+    if clusters is None:
+        return Score(mean, low, high, n)
+    terms = [weight * (value - within[of]) for weight, value, of in zip(weights, values, strata, strict=True)]
+    independent = mean * (1 - mean) / max(num_alike - 1, 1)
+    effect = max(1.0, _variance_of_sum(terms, clusters) / independent) if independent > 0 else 1.0
+    return Score(mean, low, high, n, *wilson_interval(mean * num_alike / effect, num_alike / effect))
+
+
 def scores_by_category(records: Iterable[Record], field: str = "correct") -> dict[str, Score]:
     """Score of all questions under "overall" and of each category, in alphabetical order.
 
     Args:
         records: dicts with `id`, `category`, `video`, the field and, with several completions per question, `sample`.
-        field: "correct" (strict), "correct_lenient" or "correct_by_rule".
+        field: "correct" (strict), "correct_lenient" or "accuracy_by_rule".
     """
     questions = by_question(records)
     scores = {OVERALL: _score_questions(questions, field)}
@@ -212,7 +243,8 @@ def summarize(records: Sequence[Record]) -> Summary:
     by_value: dict[str, dict[str, list[Responses]]] = defaultdict(lambda: defaultdict(list))
     for question in questions:
         for name, value in question[0].get("breakdowns", {}).items():
-            by_value[name][value].append(question)
+            for one in [value] if isinstance(value, str) else value:  # a question of several kinds counts in each
+                by_value[name][one].append(question)
     summary = Summary(
         scores=scores_by_category(records),
         lenient_scores=scores_by_category(records, "correct_lenient"),
@@ -248,7 +280,7 @@ def summarize(records: Sequence[Record]) -> Summary:
         summary,
         majority_letter=letter,
         majority_accuracy=count / len(choices),
-        over_majority=mean_difference(gains, [_cluster(question) for question in choices]),
+        over_majority=mean_difference(gains, [cluster_of(question) for question in choices]),
         answered=_score_questions([question for question in named if question], "correct") if any(named) else None,
         letters={name: dict(sorted(counts.items())) for name, counts in letters.items()},
     )
@@ -268,7 +300,7 @@ def paired_difference(
         field: `correct` or `correct_lenient`.
         z: normal quantile, 1.96 for 95%.
     """
-    return mean_difference(question_gains(before, after, field), [_cluster(question) for question in before], z)
+    return mean_difference(question_gains(before, after, field), [cluster_of(question) for question in before], z)
 
 
 def question_gains(before: Sequence[Responses], after: Sequence[Responses], field: str) -> list[float]:
@@ -296,7 +328,7 @@ def _score_questions(questions: Sequence[Responses], field: str) -> Score:
         raise ValueError(
             f"every record needs a judged {field!r}, got None for {', '.join(unjudged[:5])}; score them first"
         )
-    return score([mean_of(question, field) for question in questions], [_cluster(question) for question in questions])
+    return score([mean_of(question, field) for question in questions], [cluster_of(question) for question in questions])
 
 
 def mean_of(question: Responses, field: str) -> float:
@@ -304,7 +336,8 @@ def mean_of(question: Responses, field: str) -> float:
     return sum(float(record[field]) for record in question) / len(question)
 
 
-def _cluster(question: Responses) -> str:
+def cluster_of(question: Responses) -> str:
+    """What makes a question depend on others: its video, or itself where it has none."""
     record = question[0]
     return record["video"] or f"id:{record['id']}"  # a question without a video stands alone
 
@@ -312,10 +345,15 @@ def _cluster(question: Responses) -> str:
 def _variance_of_mean(values: Sequence[float], clusters: Sequence[object]) -> float:
     """C / (C - 1) * sum over C clusters of (sum of deviations)^2 / n^2: s^2 / n when each is its own cluster."""
     mean = sum(values) / len(values) if values else math.nan
-    deviations: dict[object, float] = defaultdict(float)
-    for value, cluster in zip(values, clusters, strict=True):
-        deviations[cluster] += value - mean
-    count = len(deviations)
+    return _variance_of_sum([value - mean for value in values], clusters) / max(len(values), 1) ** 2
+
+
+def _variance_of_sum(terms: Sequence[float], clusters: Sequence[object]) -> float:
+    """C / (C - 1) * sum over C clusters of (sum of terms)^2, of terms whose mean is 0."""
+    sums: dict[object, float] = defaultdict(float)
+    for term, cluster in zip(terms, clusters, strict=True):
+        sums[cluster] += term
+    count = len(sums)
     if count < 2:
         return math.inf
-    return count / (count - 1) * sum(d * d for d in deviations.values()) / len(values) ** 2
+    return count / (count - 1) * sum(d * d for d in sums.values())

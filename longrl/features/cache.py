@@ -23,7 +23,7 @@ from longrl.io.pulse import PULSE
 from longrl.models.base import EncodesMedia
 from longrl.models.cell_order import in_order, reordered_rows
 from longrl.strategies.parallel import SINGLE_RANK_GRID, Parallel
-from longrl.types import AudioClip, Frames, FrameShard, Media
+from longrl.types import AudioClip, DecodesOnDevice, Frames, FrameShard, Media
 
 MIB = 1 << 20
 
@@ -63,6 +63,8 @@ class FeatureCache:
         """Of their features, on this rank."""
         self.num_requested = 0
         """Distinct media asked for, summed over calls."""
+        self.last_encoded: frozenset[str] = frozenset()
+        """Keys of the media that the last call of `get_or_encode` sent through the encoder."""
         self._features: OrderedDict[str, Tensor] = OrderedDict()
         self._reported = (0, 0)
         """Media requested and encoded that `metrics` has counted."""
@@ -102,6 +104,7 @@ class FeatureCache:
                 self.disk.write(model, encoded, time.perf_counter() - start, sp_group)
             self.num_encoded_bytes += sum(part.nbytes for part in encoded.values())
         self.num_encoded += len(missing)
+        self.last_encoded = frozenset(item.key for item in missing)
         self.num_requested += len(media) if counted else len(missing)
         # 3. The least recently used go first; those of this call stay whatever their size.
         features = {item.key: self._features[item.key] for item in media}
@@ -195,7 +198,7 @@ def encode_shard(
                 f"a completion was shown a {item.kind} ({item.key}) whose pixels are not kept and whose features are "
                 "gone; an environment's frames need a `source` that gives them again"
             )
-        parts = [local] if local.source is None else patched_parts(family, local)
+        parts = [local] if local.source is None else patched_parts(family, local, encoder_device(family, model))
         if not one_by_one:
             together += parts
             continue
@@ -221,12 +224,23 @@ def encoded_patches(item: Media, index: int, shard: FrameShard) -> range:
     return shard.temporal_patches(num_patches)
 
 
-def patched_parts(family: EncodesMedia, item: Media) -> Iterator[Media]:
+def encoder_device(family: EncodesMedia, model: nn.Module) -> torch.device | None:
+    """Where the weights of the encoder are; None of a family without one."""
+    weights = (parameter for encoder in family.media_encoders(model) for parameter in encoder.parameters())
+    return next((parameter.device for parameter in weights), None)
+
+
+def patched_parts(family: EncodesMedia, item: Media, device: torch.device | None = None) -> Iterator[Media]:
     """A media item as the encoder is given it: as it is, or part by part while its frames are still being decoded.
 
     Where patches were left out, a part has `family.temporal_patches_per_encode` temporal patches, however its source
     cuts the frames: a feature must not depend on that, and an encoder may round by the size of a call. No more than a
     part is held.
+
+    Args:
+        family: makes patches.
+        item: without them.
+        device: of the encoder, on which a source may decode.
 
     Raises:
         ValueError: the file has changed since.
@@ -237,7 +251,9 @@ def patched_parts(family: EncodesMedia, item: Media) -> Iterator[Media]:
         clip = next(item.source())
         yield replace(item, patches=_patch_same(family, clip, item).patches, source=None)
         return
-    resized = (family.resize(frames) for frames in item.source() if isinstance(frames, Frames))
+    source = item.source
+    decoded = source() if device is None or not isinstance(source, DecodesOnDevice) else source.decoded_on(device)
+    resized = (family.resize(frames) for frames in decoded if isinstance(frames, Frames))
     for frames in regroup_frames(resized, family.temporal_patches_per_encode(item) * item.temporal_patch_size):
         yield _patch_same(family, frames, item).part(-(-len(frames.pixels) // item.temporal_patch_size))
 

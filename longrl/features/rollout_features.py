@@ -35,6 +35,8 @@ class RolloutFeatures(MutableMapping[str, Tensor]):
         """Those of what environments showed on this rank."""
         self.num_encoded = 0
         """Media items that went through the encoder on this rank, for no cache had their features."""
+        self.encoded: set[str] = set()
+        """Their keys."""
         self._of_prompts = of_prompts
         self._cache = cache
         self._reordered = {item.key: item for item in reordered}
@@ -56,6 +58,7 @@ class RolloutFeatures(MutableMapping[str, Tensor]):
     @override
     def __setitem__(self, key: str, features: Tensor) -> None:
         self.shown[key] = features
+        self.encoded.add(key)
         self.num_encoded += 1
 
     @override

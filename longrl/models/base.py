@@ -192,15 +192,27 @@ class TextStack(RendersPrompts):
         mask, values = self.media_rows(packed, features, rows)
         if values is None:
             return {"inputs_embeds": embeds[None]}
+        values, offsets = self.rows_and_offsets(values)
         width = embeds.shape[1]
         first = values[:, :width].to(embeds)
         embeds = embeds.masked_scatter(mask[:, None], first)
         inputs: dict[str, Any] = {"inputs_embeds": embeds[None]}
+        if offsets is not None:
+            none = torch.zeros(len(ids), offsets.shape[1], dtype=offsets.dtype, device=ids.device)
+            inputs["position_offsets"] = none.masked_scatter(mask[:, None], offsets.to(ids.device)).T  # [A, rows]
         if values.shape[1] > width:  # further columns are added behind the first layers (DeepStack, arXiv:2406.04334)
             levels = values[:, width:].split(width, -1)
             inputs["visual_pos_masks"] = mask[None]
             inputs["deepstack_visual_embeds"] = list(levels)
         return inputs
+
+    def rows_and_offsets(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the text stack reads of [N, D] features, and what they add to their placeholders' positions.
+
+        Returns:
+            [N, D'] and [N, A] int64, None where a prompt's positions are known without its features.
+        """
+        return rows, None
 
     def media_rows(
         self,
@@ -261,7 +273,12 @@ class TextStack(RendersPrompts):
         return mask, values
 
     def hidden_states(
-        self, model: Any, position_ids: Tensor, spans: tuple[GroupSpan, ...] | None = None, **inputs: Any
+        self,
+        model: Any,
+        position_ids: Tensor,
+        spans: tuple[GroupSpan, ...] | None = None,
+        position_offsets: Tensor | None = None,
+        **inputs: Any,
     ) -> Tensor:
         """Last hidden states of the text stack.
 
@@ -269,12 +286,15 @@ class TextStack(RendersPrompts):
             model: made by `build`.
             position_ids: [A, B, L].
             spans: layout of a packed sequence.
+            position_offsets: [A, L] that features of media add to positions; `text_inputs` gives it.
             inputs: those of `text_inputs`; `sequence` and `layer_attention`, which with the layout reach the attention
                 function in every layer; `expert_rows`, which reach the routers.
 
         Returns:
             [B, L, D].
         """
+        if position_offsets is not None:
+            position_ids = position_ids + position_offsets[:, None]
         if spans is not None:
             from longrl.packing.attention import PackedLayout
 

@@ -90,6 +90,12 @@ def reordered_rows(item: Media, rows: Tensor) -> Tensor:
 def _check_cells(family: PatchesMedia, item: Media) -> None:
     rows = family.num_features(item)
     rows_of_cell = family.num_features(item.part(1))
+    if not family.has_even_patches:
+        raise ValueError(
+            f"frames can be shuffled where every temporal patch has as many rows of features, but those of "
+            f"{type(family).__name__} differ with model.family.init_args.max_kept_tokens; leave that out, or "
+            "data.shuffle_frames, --shuffled_baseline and rollout.frame_order"
+        )
     if rows != item.grid_thw[0] * rows_of_cell:
         raise ValueError(
             f"frames can be shuffled where a video's features are those of its temporal patches one after the other, "

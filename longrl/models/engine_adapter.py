@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +29,12 @@ class EngineAdapter(RendersPrompts):
     def engine_tensor(self, name: str, weight: Tensor) -> Tensor:
         """The weight `name` laid out as vLLM reads it: as in the files that the model was released with."""
         return weight
+
+    def as_read(
+        self, prompts: Sequence[Prompt], features: Mapping[str, Tensor]
+    ) -> tuple[Sequence[Prompt], Mapping[str, Tensor]]:
+        """Prompts at the positions, and features with the columns, that the text stack reads; mostly as they are."""
+        return prompts, features
 
     def engine_request(self, prompt: Prompt, features: Mapping[str, Tensor]) -> dict[str, Any]:
         """A prompt as vLLM takes it."""

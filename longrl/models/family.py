@@ -8,7 +8,7 @@ model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, w
                         load_processing, text_folder
     PatchesMedia        what of an image, video or sound does the encoder read, and how many tokens is it?
         media           grid, pixel_patches, num_features
-        default         resize, patch, patch_all, outline_media, temporal_patch_size,
+        default         resize, patch, patch_all, outline_media, temporal_patch_size, has_even_patches,
                         temporal_patches_per_encode, supports_audio, use_audio_in_video, dtype
     RendersPrompts      what does a row look like as token ids and positions?
         media           media_token_ids
@@ -22,16 +22,16 @@ model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, w
         default         trained_encoders, projectors, feature_size, encoder_settings
     TextStack           which log-probabilities has the model for the completions of a micro-batch?
         write           backbone
-        default         forward, text_inputs, media_rows, hidden_states, layers, root_modules,
+        default         forward, text_inputs, media_rows, rows_and_offsets, hidden_states, layers, root_modules,
                         supports_sequence_parallel, casts_inputs, fp32_lm_head, router_replay
     EngineAdapter       how do the trainer's weights and prompts look to an engine?
-        default         engine_options, engine_weight, engine_tensor, engine_request, media_enter_whole
+        default         engine_options, engine_weight, engine_tensor, as_read, engine_request, media_enter_whole
     BuildsModel         how do weights become a model, and a trained model a folder that others load?
         write           auto_class
         default         build, attn_implementation, load_weights, save_weights, save_processing, export, text_part,
                         ignored_weight_prefixes
     HasPlanningSizes    how large is the model?
-        default         planning_sizes, time_tokens, audio_sizes, sound_tokens, sound_tokens_per_encode
+        default         planning_sizes, encoded_patches, time_tokens, audio_sizes, sound_tokens, sound_tokens_per_encode
 
 Every family writes the hooks behind `write`, one that reads images or videos also those behind `media`; the others are
 overridden where a model differs. What a hook gets and gives is said at its default. `CausalFamily` itself has

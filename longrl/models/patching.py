@@ -65,6 +65,11 @@ class PatchesMedia(PretrainedFolder):
         """Video frames that the encoder reads together: ranks share a video in such temporal patches."""
         return 1
 
+    @property
+    def has_even_patches(self) -> bool:
+        """True if every temporal patch of a video has as many rows of features as its others, so that they can move."""
+        return True
+
     def temporal_patches_per_encode(self, media: Media) -> int:
         """Temporal patches of a media item that are patched and encoded at once; by default all of them."""
         return media.grid_thw[0]
@@ -89,17 +94,16 @@ class PatchesMedia(PretrainedFolder):
         # Frames of a temporal patch, their mean time, and the spacing of neighbours.
         size = self.temporal_patch_size if kind == "video" else 1
         num_together = size if isinstance(size, int) else size.of(num_frames)
-        starts = range(0, num_frames, num_together)
-        seconds = float(kind == "video")
-        if num_frames > 1:
-            seconds = num_together * (times[-1] - times[0]) / (num_frames - 1)
+        mean_times, seconds = times_of_patches(times, num_together)
+        if kind == "image":
+            seconds = 0.0
 
         return Media(
             kind=kind,
             patches=torch.empty(0, 0),
             grid_thw=grid,
             seconds_per_temporal_patch=seconds,
-            timestamps=tuple(statistics.fmean(times[start : start + num_together]) for start in starts),
+            timestamps=mean_times,
             key=f"{frames.key}-{grid[1]}x{grid[2]}",  # names the features: what was decoded, and at which size
             temporal_patch_size=num_together,
         )
@@ -114,3 +118,15 @@ class PatchesMedia(PretrainedFolder):
     def patch_all(self, frames: Sequence[Frames | AudioClip]) -> list[Media]:
         """`patch` of all media of a prompt, for a family in which one depends on the others."""
         return [self.patch(item) for item in frames]
+
+
+def times_of_patches(times: Sequence[float], num_together: int) -> tuple[tuple[float, ...], float]:
+    """Mean time of every so many frames, and the seconds from one of these to the next, by the mean spacing.
+
+    Args:
+        times: of each frame in seconds.
+        num_together: frames of a temporal patch; the last one may lack some.
+    """
+    starts = range(0, len(times), num_together)
+    seconds = num_together * (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
+    return tuple(statistics.fmean(times[start : start + num_together]) for start in starts), seconds

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from longrl.models.pretrained_folder import PretrainedFolder
 from longrl.packing.delta_kernels import CHUNK_ROWS
+from longrl.types import Media
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +130,10 @@ class HasPlanningSizes(PretrainedFolder):
     def sound_tokens_per_encode(self) -> int | None:
         """Tokens of a sound that are encoded at once; None for all."""
         return None
+
+    def encoded_patches(self, media: Media) -> int:
+        """Patches that the encoder reads of an image or video; those that pooling makes one feature of count each."""
+        return math.prod(media.grid_thw)
 
     def time_tokens(self, timestamps: Sequence[float]) -> int:
         """Tokens that say when a video's temporal patches were, beside its features."""

@@ -7,15 +7,15 @@ MLP's. A video's temporal patches stand one position apart, however many seconds
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from typing_extensions import override
 
 from longrl.models.base import CausalFamily
+from longrl.models.mrope import place_blocks
 from longrl.models.planning_sizes import TextSizes, VisionSizes
-from longrl.models.qwen_vl import Qwen2_5_VLFamily, mrope_positions
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.types import Media
 
 
@@ -34,10 +34,8 @@ class Qwen2VLFamily(Qwen2_5_VLFamily):
 
     @override
     def position_ids(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
-        even = [replace(item, seconds_per_temporal_patch=1.0) for item in media]
-        merge_size = self.config.vision_config.spatial_merge_size
-        media_tokens = set(self.media_token_ids().values())
-        return mrope_positions(input_ids, even, media_tokens, merge_size, tokens_per_second=1)
+        blocks = [self.position_block(item, step=1) for item in media]
+        return place_blocks(input_ids, blocks, set(self.media_token_ids().values()))
 
     @override
     def planning_sizes(self) -> tuple[TextSizes, VisionSizes | None]:
@@ -50,7 +48,7 @@ class Qwen2VLFamily(Qwen2_5_VLFamily):
             window_patches=0,
             patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
             merge=vision.spatial_merge_size**2,
-            frames_per_patch=vision.temporal_patch_size,
+            frames_per_patch=self.frames_per_patch,
         )
         return CausalFamily.planning_sizes(self)[0], encoder
 

@@ -57,7 +57,7 @@ class Qwen3_5Family(Qwen3VLFamily):
 
     @property
     @override
-    def feature_size(self) -> int:
+    def read_size(self) -> int:
         return self.config.get_text_config().hidden_size
 
     @override

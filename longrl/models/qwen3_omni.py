@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from longrl.models.mrope import grid_positions
 from longrl.models.planning_sizes import AudioSizes
 from longrl.models.qwen3_vl import FACTOR, refuse_experts_on_a_cpu
 from longrl.models.qwen_omni import QwenOmniFamily
-from longrl.models.qwen_vl import grid_positions
 from longrl.types import Media, UnusableSample
 
 
@@ -156,7 +156,7 @@ class Qwen3OmniFamily(QwenOmniFamily):
 
     @override
     def _grid_positions(self, media: Media) -> Tensor:
-        positions = grid_positions(media, self.config.vision_config.spatial_merge_size, step=1)
+        positions = grid_positions(self.coarse(media), self.config.vision_config.spatial_merge_size, step=1)
         times = self._times(media)
         if self.whole_positions:
             times = times.floor()

@@ -22,7 +22,8 @@ from typing_extensions import override
 
 from longrl.models.base import CausalFamily
 from longrl.models.expert_routing import num_experts
-from longrl.models.qwen_vl import Qwen2_5_VLFamily, mrope_positions
+from longrl.models.mrope import PositionBlock, place_blocks
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.types import Media, MediaKind
 
 FACTOR = 32 * 32
@@ -77,10 +78,12 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
         """
         if media.kind == "image":
             return super().placeholder_ids(media)
-        features = [self.config.video_token_id] * self.num_features(media.part(1))
-        picture = [self.config.vision_start_token_id, *features, self.config.vision_end_token_id]
+        start, token, end = (
+            self.config.vision_start_token_id, self.config.video_token_id, self.config.vision_end_token_id,
+        )  # fmt: skip
         times = self.tokenizer([f"<{time:.1f} seconds>" for time in media.timestamps], add_special_tokens=False)
-        return list(itertools.chain.from_iterable([*time, *picture] for time in times["input_ids"]))
+        pairs = zip(times["input_ids"], self.rows_of_patches(media), strict=True)
+        return list(itertools.chain.from_iterable([*time, start, *[token] * rows, end] for time, rows in pairs))
 
     @override
     def time_tokens(self, timestamps: Sequence[float]) -> int:
@@ -89,10 +92,11 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
 
     @override
     def position_ids(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
-        temporal_patches = [item.part(1) for item in media for _ in range(item.grid_thw[0])]
-        merge_size = self.config.vision_config.spatial_merge_size
-        media_tokens = set(self.media_token_ids().values())
-        return mrope_positions(input_ids, temporal_patches, media_tokens, merge_size, tokens_per_second=0)
+        blocks = []
+        for item in media:
+            whole = self.position_block(item, step=0)  # patch after patch, all at time 0
+            blocks += [PositionBlock(grid, whole.reach) for grid in whole.grid.split(self.rows_of_patches(item), 1)]
+        return place_blocks(input_ids, blocks, set(self.media_token_ids().values()))
 
     @override
     def frame_size(self, num_frames: int, height: int, width: int, kind: MediaKind = "video") -> tuple[int, int]:
@@ -103,10 +107,10 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
 
         least, most = self.video_budget(num_frames)
         return smart_resize(
-            max(num_frames, self.temporal_patch_size),  # it knows no shorter video; patching repeats the last frame
+            max(num_frames, self.frames_per_patch),  # it knows no shorter video; patching repeats the last frame
             height=height,
             width=width,
-            temporal_factor=self.temporal_patch_size,
+            temporal_factor=self.frames_per_patch,
             factor=processor.patch_size * processor.merge_size,
             min_pixels=least,
             max_pixels=most,
@@ -114,7 +118,7 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
 
     def video_budget(self, num_frames: int) -> tuple[int, int]:
         """Least and most pixels of all frames of a video together: the `size` of transformers' video processor."""
-        frames = max(num_frames, self.temporal_patch_size)
+        frames = max(num_frames, self.frames_per_patch)
         least = self.min_pixels * frames
         return least, max(least, min(self.max_pixels * frames, self.video_pixels()))
 
@@ -131,6 +135,8 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
     @override
     def engine_options(self) -> dict[str, Any]:
         refuse_experts_on_a_cpu(self)
+        if self.merging is not None:
+            return self.merging_options()
         # vLLM adds features to deeper layers only beside an encoder of its own: it is built, but never measured or run.
         limits = dict.fromkeys(("image", "video"), 64)
         return {**super().engine_options(), "limit_mm_per_prompt": limits, "skip_mm_profiling": True}

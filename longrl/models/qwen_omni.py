@@ -17,8 +17,6 @@ long. transformers' processor cuts sound after 300 s without a word; here none i
 
 from __future__ import annotations
 
-import bisect
-import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -30,10 +28,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from typing_extensions import override
 
-from longrl.models.base import rows_between
 from longrl.models.building import OWN_WEIGHTS
+from longrl.models.mrope import grid_positions
 from longrl.models.planning_sizes import AudioSizes
-from longrl.models.qwen_vl import Qwen2_5_VLFamily, grid_positions, structure_of
+from longrl.models.positioned_request import positioned_request
+from longrl.models.qwen_vl import Qwen2_5_VLFamily, structure_of
 from longrl.types import AudioClip, Frames, Media, Prompt
 
 BLACK = Frames("image", torch.zeros(1, 3, 56, 56, dtype=torch.uint8), (0.0,), "black")
@@ -62,6 +61,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
     training_options = ("freeze_audio_encoder",)
     encoder_configs = ("vision_config", "audio_config")
     ignored_weight_prefixes = ("talker.", "token2wav.")
+    merges_tokens = False
 
     def __init__(
         self,
@@ -260,7 +260,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
 
     def _grid_positions(self, media: Media) -> Tensor:
         step = media.seconds_per_temporal_patch * self.config.position_id_per_seconds
-        return grid_positions(media, self.config.vision_config.spatial_merge_size, step)
+        return grid_positions(self.coarse(media), self.config.vision_config.spatial_merge_size, step)
 
     def _pieces(self, media: Media) -> list[tuple[str, slice]]:
         """Which features of a video and of its track follow one another: chunk by chunk, the video's first."""
@@ -357,59 +357,8 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
 
     @override
     def engine_request(self, prompt: Prompt, features: Mapping[str, Tensor]) -> dict[str, Any]:
-        """One placeholder for every run of equal ones, its rows, and the positions from the run before to its end.
-
-        And those of two tokens more: the marks behind a track share one; from there on text advances by one. Ids of
-        items tell apart where they stand, as positions do.
-        """
-        kinds = {token: kind for kind, token in self.media_token_ids().items()}
-        rows = {kind: [features[item.key] for item in prompt.media if item.kind == kind] for kind in kinds.values()}
-        compact: list[int] = []
-        items: dict[str, list[dict[str, Any]]] = {}
-        done = dict.fromkeys(rows, 0)  # rows of each kind behind us
-        index = 0  # of the run's first token
-        before = 0  # where the run before it ended
-        for token, run in itertools.groupby(prompt.input_ids.tolist()):
-            length = len(list(run))
-            index += length
-            if token not in kinds:
-                compact += [token] * length
-                continue
-            compact.append(token)
-            kind = kinds[token]
-            first = done[kind]
-            done[kind] += length
-            item = {
-                "embeds": torch.cat(rows_between(rows[kind], first, done[kind])),
-                "positions": prompt.position_ids[:, before : index + 2].T,
-                "first": first,
-            }
-            items.setdefault(kind, []).append(item)
-            before = index
-        request: dict[str, Any] = {"prompt_token_ids": compact}
-        if items:
-            request["multi_modal_data"] = {kind: _stacked(kind, parts) for kind, parts in items.items()}
-            request["multi_modal_uuids"] = {}
-        for kind, parts in items.items():
-            keys = [item.key for item in prompt.media if item.kind == kind]
-            ends = list(itertools.accumulate(map(len, rows[kind])))
-            names = []
-            for part in parts:  # of items up to its own: those that a completion is shown later change no name
-                first, count = part["first"], len(part["embeds"])
-                known = keys[: bisect.bisect_left(ends, first + count) + 1]
-                names.append(f"{known} {first} {count} {part['positions'].tolist()}")
-            request["multi_modal_uuids"][kind] = [hashlib.sha256(name.encode()).hexdigest() for name in names]
-        return request
-
-
-def _stacked(kind: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Items of a kind as `longrl.models.qwen_omni_vllm` cuts them."""
-    return {
-        f"{kind}_embeds": torch.cat([item["embeds"] for item in items]),
-        f"{kind}_counts": torch.tensor([len(item["embeds"]) for item in items]),
-        f"{kind}_positions": torch.cat([item["positions"] for item in items]),
-        f"{kind}_reach": torch.tensor([len(item["positions"]) for item in items]),
-    }
+        """Features with their positions: vLLM counts those of interleaved sound in another way than transformers."""
+        return positioned_request(self.media_token_ids(), prompt, features)
 
 
 def _chunks(times: Sequence[int], size: int) -> list[slice]:

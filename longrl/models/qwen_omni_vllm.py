@@ -104,7 +104,7 @@ class FeatureDummies(BaseDummyInputsBuilder[FeatureInfo]):
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         """Placeholders."""
         processor = self.info.get_hf_processor()
-        return "".join(getattr(processor, f"{kind}_token") * mm_counts.get(kind, 0) for kind in KINDS)
+        return "".join(getattr(processor, f"{kind}_token") * count for kind, count in mm_counts.items() if count)
 
     def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any) -> Any:
         """Zeros."""
@@ -127,15 +127,14 @@ class FeatureProcessor(BaseMultiModalProcessor[FeatureInfo]):
 
     def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Any:
         config, data = self.info.get_hf_config(), out_mm_kwargs.get_data()
-        tokens = {kind: getattr(config, f"{kind}_token_id") for kind in KINDS}
+        tokens = {kind: getattr(config, f"{kind}_token_id") for kind in KINDS if kind in mm_items}
 
         def rows(item: int, kind: str) -> list[int]:
             return [tokens[kind]] * int(data[f"{kind}_counts"][item])
 
         return [
-            PromptReplacement(modality=kind, target=[tokens[kind]], replacement=partial(rows, kind=kind))
-            for kind in KINDS
-            if kind in mm_items
+            PromptReplacement(modality=kind, target=[token], replacement=partial(rows, kind=kind))
+            for kind, token in tokens.items()
         ]
 
 

@@ -7,6 +7,7 @@ used so far plus one; transformers 5.19 goes on at max(h, w) only, which is anot
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -17,13 +18,15 @@ from typing_extensions import override
 
 from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.models.building import OWN_WEIGHTS
+from longrl.models.fewer_tokens import FewerTokens
+from longrl.models.mrope import place_blocks
 from longrl.models.patching import GridTHW
 from longrl.models.planning_sizes import TextSizes, VisionSizes
-from longrl.models.processor_family import ProcessorFamily
+from longrl.models.positioned_request import positioned_request
 from longrl.types import Frames, Media, MediaKind, Prompt
 
 
-class Qwen2_5_VLFamily(ProcessorFamily):
+class Qwen2_5_VLFamily(FewerTokens):
     """Qwen2.5-VL of any size.
 
     Args:
@@ -33,11 +36,11 @@ class Qwen2_5_VLFamily(ProcessorFamily):
         max_video_pixels: budget over all frames of a video; long videos get smaller frames, down to `min_pixels`. The
             frames of a temporal patch count each: it is twice the `total_pixels` of qwen-vl-utils.
         max_video_tokens: the same budget in tokens, in the place of `max_video_pixels`; as Qwen counts, the two frames
-            of a temporal patch are one.
+            of a temporal patch are one. Behind pooling, but for the edges that a pool does not fill.
         freeze_vision_encoder: leave the vision encoder as it is; its features are then encoded once per step, without
             gradient.
         max_patches_per_encode: patches the encoder reads in one call, which bounds its memory.
-        kwargs: see `CausalFamily`.
+        kwargs: see `FewerTokens` and `CausalFamily`.
 
     Example:
         `Qwen2_5_VLFamily(model="Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16", max_pixels=128 * 28 * 28)`
@@ -99,15 +102,9 @@ class Qwen2_5_VLFamily(ProcessorFamily):
 
     # -- pixels --------------------------------------------------------------------------------------------------
 
-    @property
-    @override
-    def temporal_patch_size(self) -> int:
-        return self.config.vision_config.temporal_patch_size
-
     @override
     def temporal_patches_per_encode(self, media: Media) -> int:
-        _, height, width = media.grid_thw
-        return max(1, self.max_patches_per_encode // (height * width))
+        return max(1, self.max_patches_per_encode // self.encoded_patches(media.part(1)))
 
     @override
     def grid(
@@ -135,7 +132,8 @@ class Qwen2_5_VLFamily(ProcessorFamily):
         if self.max_video_tokens is None:
             return self.max_video_pixels
         processor = self.processor.video_processor
-        return self.max_video_tokens * (processor.patch_size * processor.merge_size) ** 2 * self.temporal_patch_size
+        side = processor.patch_size * processor.merge_size * self.pooling.space
+        return self.max_video_tokens * side**2 * self.frames_per_pool
 
     @override
     def resize(self, frames: Frames) -> Frames:
@@ -175,21 +173,10 @@ class Qwen2_5_VLFamily(ProcessorFamily):
         return {"image": self.config.image_token_id, "video": self.config.video_token_id}
 
     @override
-    def num_features(self, media: Media) -> int:
-        """Tokens of a media item behind the encoder's spatial merge."""
-        time, height, width = media.grid_thw
-        return time * height * width // self.config.vision_config.spatial_merge_size**2
-
-    @override
     def position_ids(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
-        vision = self.config.vision_config
-        return mrope_positions(
-            input_ids,
-            media,
-            set(self.media_token_ids().values()),
-            merge_size=vision.spatial_merge_size,
-            tokens_per_second=vision.tokens_per_second,
-        )
+        rate = self.config.vision_config.tokens_per_second
+        blocks = [self.position_block(item, item.seconds_per_temporal_patch * rate) for item in media]
+        return place_blocks(input_ids, blocks, set(self.media_token_ids().values()))
 
     # -- features ------------------------------------------------------------------------------------------------
 
@@ -205,13 +192,13 @@ class Qwen2_5_VLFamily(ProcessorFamily):
 
     @property
     @override
-    def feature_size(self) -> int:
+    def read_size(self) -> int:
         levels = getattr(self.config.vision_config, "deepstack_visual_indexes", ())  # Qwen3-VL's
-        return super().feature_size * (1 + len(levels))
+        return super().read_size * (1 + len(levels))
 
     @override
     def encoder_settings(self) -> dict[str, Any]:
-        return {
+        return super().encoder_settings() | {
             "image_processor": self.processor.image_processor.to_dict(),
             "video_processor": self.processor.video_processor.to_dict(),
             "vision_config": structure_of(self.config.vision_config),
@@ -235,14 +222,23 @@ class Qwen2_5_VLFamily(ProcessorFamily):
         for call in calls:
             parts = [item.patches.to(encoder.device, encoder.dtype, non_blocking=True) for item in call]
             patches = torch.cat(parts) if len(parts) > 1 else parts[0]
-            grids = torch.tensor([item.grid_thw for item in call], device=encoder.device)
-            output = encoder(patches, grid_thw=grids, return_dict=True)
+            grids = [self._encoded_grid(item) for item in call]
+            output = encoder(patches, grid_thw=torch.tensor(grids, device=encoder.device), return_dict=True)
             rows = output.pooler_output  # [N, D]
             levels = getattr(output, "deepstack_features", None)
             if levels:  # Qwen3-VL's
                 rows = torch.cat([rows, *levels], -1)
-            features += rows.split([self.num_features(item) for item in call])
+            merge = self.config.vision_config.spatial_merge_size
+            shapes = [(time, height // merge, width // merge) for time, height, width in grids]
+            parts = rows.split([math.prod(shape) for shape in shapes])
+            for item, part, shape in zip(call, parts, shapes, strict=True):
+                features.append(self.reduced(item, part, shape))
         return features
+
+    def _encoded_grid(self, media: Media) -> GridTHW:
+        """The grid of the patches that are here: of a video temporal patches, the last of which may fill no pool."""
+        _, height, width = media.grid_thw
+        return len(media.patches) // (height * width), height, width
 
     @override
     def planning_sizes(self) -> tuple[TextSizes, VisionSizes | None]:
@@ -256,7 +252,7 @@ class Qwen2_5_VLFamily(ProcessorFamily):
             window_patches=(vision.window_size // vision.patch_size) ** 2 if windowed else 0,
             patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
             merge=vision.spatial_merge_size**2,
-            frames_per_patch=vision.temporal_patch_size,
+            frames_per_patch=self.frames_per_patch,
         )
         return super().planning_sizes()[0], encoder
 
@@ -264,6 +260,8 @@ class Qwen2_5_VLFamily(ProcessorFamily):
 
     @override
     def engine_options(self) -> dict[str, Any]:
+        if self.merging is not None:
+            return self.merging_options()
         # No media but features: vLLM builds no vision encoder, and measures none.
         return {"enable_mm_embeds": True, "limit_mm_per_prompt": dict.fromkeys(("image", "video"), 0)}
 
@@ -277,6 +275,9 @@ class Qwen2_5_VLFamily(ProcessorFamily):
 
         vLLM keeps features by the ids given here; what they are made of is in the media's keys.
         """
+        if self.merging is not None:
+            (placed,), rows = self.as_read([prompt], features)
+            return positioned_request(self.media_token_ids(), placed, rows)
         data: dict[str, dict[str, Any]] = {}
         names: dict[str, list[str]] = {}
         for kind in ("image", "video"):
@@ -284,7 +285,7 @@ class Qwen2_5_VLFamily(ProcessorFamily):
             if not media:
                 continue
             embeds = torch.cat([features[item.key] for item in media])
-            grids = torch.tensor([item.grid_thw for item in media])
+            grids = torch.tensor([self.coarse(item).grid_thw for item in media])
             data[kind] = {f"{kind}_embeds": embeds, f"{kind}_grid_thw": grids}
             if kind == "video":
                 data[kind] |= self.engine_times(media)
@@ -317,55 +318,3 @@ class Qwen2_5_VLFamily(ProcessorFamily):
 def structure_of(config: Any) -> dict[str, Any]:
     """The fields of an encoder's config but for the name it was read from and its precision."""
     return {key: value for key, value in config.to_dict().items() if key not in ("dtype", "_name_or_path")}
-
-
-def mrope_positions(
-    input_ids: Tensor, media: Sequence[Media], media_tokens: set[int], merge_size: int, tokens_per_second: float
-) -> Tensor:
-    """Time, height and width position of every token, as Qwen2.5-VL's released code and vLLM count them.
-
-    Text advances by one on all axes. A media item starts where the text stopped; its time axis runs at
-    `tokens_per_second`, truncated to integers; text goes on at the largest position used so far plus one.
-
-    Args:
-        input_ids: [T] with media placeholders expanded.
-        media: in the order of their placeholders.
-        media_tokens: ids of placeholder tokens.
-        merge_size: patches merged along height and width.
-        tokens_per_second: positions per second of video.
-
-    Returns:
-        [3, T] int64.
-    """
-    is_media = torch.isin(input_ids, torch.tensor(sorted(media_tokens)))
-    placeholders = is_media.nonzero()[:, 0].tolist()
-    parts = []
-    start = 0  # position of the next token
-    token = 0  # its index
-    seen = 0  # placeholders behind us
-    for item in media:
-        num_text = placeholders[seen] - token
-        parts.append(torch.arange(start, start + num_text).expand(3, -1))
-        start += num_text
-        grid = grid_positions(item, merge_size, item.seconds_per_temporal_patch * tokens_per_second)
-        parts.append(grid + start)
-        seen += grid.shape[1]
-        token += num_text + grid.shape[1]
-        start = int(parts[-1].max()) + 1
-    parts.append(torch.arange(start, start + len(input_ids) - token).expand(3, -1))
-    return torch.cat(parts, dim=1)
-
-
-def grid_positions(media: Media, merge_size: int, step: float) -> Tensor:
-    """[3, N] time, height and width of a media item's features, from 0 on.
-
-    Args:
-        media: an image or video.
-        merge_size: patches merged along height and width.
-        step: positions from one temporal patch to the next.
-    """
-    num_times, height, width = media.grid_thw
-    # In float64, as vLLM: in float32 a product that is a hair below an integer would become that integer.
-    time = (torch.arange(num_times, dtype=torch.float64) * step).long()
-    axes = time, torch.arange(height // merge_size), torch.arange(width // merge_size)
-    return torch.stack(torch.meshgrid(*axes, indexing="ij")).reshape(3, -1)

@@ -22,7 +22,7 @@ def resize_frames(pixels: Tensor, width: int, height: int) -> Tensor:
 
     resized = []
     for frame in pixels:
-        image = Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())
+        image = Image.fromarray(frame.permute(1, 2, 0).contiguous().cpu().numpy())
         array = np.array(image.resize((width, height), Image.Resampling.BICUBIC))
         resized.append(torch.from_numpy(array).permute(2, 0, 1).contiguous())
     return torch.stack(resized)

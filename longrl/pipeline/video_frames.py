@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from longrl.chat.frames import MessagePart, data_url, frame_name, frame_parts
 from longrl.datamodules.media.frame_index import FrameIndex
 from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS, DecodeClock
-from longrl.datamodules.media.video import FramePosition, opened_video, read_frame_index
+from longrl.datamodules.media.pyav_frames import FramePosition, opened_video
+from longrl.datamodules.media.video import read_frame_index
 from longrl.types import UnusableSample
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from longrl.models.encode_flops import hearing_flops, seeing_flops
 from longrl.packing.delta_kernels import CHUNK_ROWS
 from longrl.planning import formulas as f, launches
 from longrl.planning.delta_formulas import state_memory
@@ -35,20 +36,12 @@ class Efficiency:
 
 
 def encode_flops(plan: Plan) -> float:
-    """One video: n (2 Q + 4 X window) in windowed layers, 4 X n (patches of a temporal patch) in full ones.
-
-    And its sound: 2 Q for each of a token's states; attention within seconds is left out.
-    """
-    encoder = plan.sizes.vision_encoder
+    """One video and its sound, see `longrl.models.encode_flops`."""
+    encoder, audio = plan.sizes.vision_encoder, plan.sizes.audio_encoder
     if encoder is None or not plan.patches:
         return 0.0
-    num_windowed = encoder.num_layers - encoder.num_full_layers
-    seen = num_windowed * min(encoder.window_patches, plan.spatial_patches)
-    seen += encoder.num_full_layers * plan.spatial_patches
-    sees = plan.patches * (2 * (encoder.params - encoder.audio_params) + 4 * encoder.width * seen)
-    audio = plan.sizes.audio_encoder
-    hears = 2 * plan.sound_tokens * audio.states_per_token * encoder.audio_params if audio else 0
-    return float(sees + hears)
+    sees = seeing_flops(encoder, encoder.params - encoder.audio_params, plan.patches, plan.spatial_patches)
+    return sees + (hearing_flops(audio, encoder.audio_params, plan.sound_tokens) if audio else 0.0)
 
 
 def prefill_flops(plan: Plan) -> float:

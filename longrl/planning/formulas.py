@@ -397,7 +397,7 @@ def vision_activations(plan: Plan) -> float:
         per_patch += vision_encoder.num_layers * (norms + 5 * x * w + 4 * vision_encoder.mlp_width * w)
     together = plan.local_patches
     if plan.encoded_together is not None:
-        together = min(together, plan.encoded_together * plan.spatial_patches)
+        together = min(together, plan.encoded_together * plan.shared_patches)
     return float(together * per_patch)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from longrl.models.base import CausalFamily
+from longrl.models.encode_flops import count_encoder_params
 from longrl.models.lora import add_adapters
 from longrl.models.planning_sizes import AudioSizes, TextSizes, VisionSizes, is_expert
 from longrl.planning.shapes import build_on_meta
@@ -115,10 +116,9 @@ class ModelSizes(TextSizes):
         experts = [one.numel() for layer in layers for name, one in layer.named_parameters() if is_expert(name)]
         encoder = None
         if vision is not None:
-            sees, *others = (_count_values(module.parameters()) for module in family.media_encoders(model))
+            params, hears = count_encoder_params(family, model)
             trains = bool(family.trained_encoders(model))
-            hears = sum(others) if family.audio_sizes() else 0  # without, the others are projectors
-            encoder = EncoderSizes(**vars(vision), params=sees + sum(others), trains=trains, audio_params=hears)
+            encoder = EncoderSizes(**vars(vision), params=params, trains=trains, audio_params=hears)
         layer_params = [_count_values(layer.parameters()) for layer in layers]
         other_params = _count_values(model.parameters()) - sum(layer_params)
         return cls(
@@ -254,9 +254,13 @@ class Plan:
     spatial_patches: int = 0
     """Patches of one temporal patch: height times width of the grid."""
     encoded_together: int | None = None
-    """Temporal patches that the encoder reads in one call; None for all."""
+    """Temporal patches, or pools of them, that the encoder reads in one call; None for all."""
     pooled_frames: int = 1
-    """Frames whose features are averaged into one behind the encoder."""
+    """Frames whose features are averaged into one behind the encoder, or temporal patches of several frames."""
+    encoded_patches: int | None = None
+    """Patches of a prompt's media; None is what its features are made of, where pooling in time alone is counted."""
+    cell_patches: int | None = None
+    """Patches that are pooled in time and stay on one rank; None is `spatial_patches`."""
     num_generations: int = 8
     completion_tokens: int = 1024
     """S, sampled and shown."""
@@ -348,15 +352,22 @@ class Plan:
     @property
     def patches(self) -> int:
         """Patches of a prompt's media."""
+        if self.encoded_patches is not None:
+            return self.encoded_patches
         merge = self.sizes.vision_encoder.merge if self.sizes.vision_encoder else 0
         return round(self.media_tokens * self.pooled_frames * merge)
 
     @property
     def local_patches(self) -> int:
-        """Patches of a prompt's media on the rank that has most: no temporal patch is shared."""
+        """Patches of a prompt's media on the rank that has most: no temporal patch is shared, and no pool of them."""
         if not self.spatial_patches:
             return 0
-        return math.ceil(self.patches // self.spatial_patches / self.sp_group) * self.spatial_patches
+        return math.ceil(self.patches // self.shared_patches / self.sp_group) * self.shared_patches
+
+    @property
+    def shared_patches(self) -> int:
+        """Patches of the piece of a video that no two ranks share, and that no two calls of the encoder do."""
+        return self.cell_patches or self.spatial_patches
 
     @functools.cached_property
     def delta_heads(self) -> HeadLayout:

@@ -54,7 +54,7 @@ def encode_launch_s(plan: Plan, launch_s: float) -> float:
     encoder = plan.sizes.vision_encoder
     if encoder is None or not plan.local_patches:
         return 0.0
-    temporal_patches = plan.local_patches // plan.spatial_patches
+    temporal_patches = plan.local_patches // plan.shared_patches
     of_video = math.ceil(temporal_patches / (plan.encoded_together or temporal_patches))
     calls = plan.prompts_per_batch * plan.encoded_videos * of_video
     return calls * encoder.num_layers * FORWARD_KERNELS * launch_s

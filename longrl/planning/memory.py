@@ -13,6 +13,7 @@ from longrl.planning.flops import scoring_passes
 from longrl.planning.formulas import MemoryParts
 from longrl.planning.hardware import GIB
 from longrl.planning.inputs import MicroBatch, Plan, micro_batch, needed_budget
+from longrl.types import UnusableSample
 
 FramesRule = Callable[[Plan, int], Plan]
 """The same run with another number of frames per video."""
@@ -299,7 +300,11 @@ def largest_frames(plan: Plan, available_bytes: float, with_frames: FramesRule) 
     """The longest video, in frames, with which the run still fits; 0 if none does."""
 
     def fits(frames: int) -> bool:
-        return missing_memory(with_frames(plan, frames), available_bytes) == 0
+        try:
+            longer = with_frames(plan, frames)
+        except UnusableSample:  # more than `max_kept_tokens` can hold: the run would skip it
+            return False
+        return missing_memory(longer, available_bytes) == 0
 
     low, high = 0, 1
     while fits(high):  # upwards, for far beyond the pixel budget of a video rounding makes longer ones smaller

@@ -294,7 +294,7 @@ def frames_rule(family: CausalFamily, options: PlanOptions, fps: float) -> memor
         encoder = plan.sizes.vision_encoder
         media_tokens = family.num_features(item)
         sound_tokens = family.sound_tokens(frames / fps)
-        time_tokens = family.time_tokens(range(0, frames, item.temporal_patch_size))
+        time_tokens = family.time_tokens(item.timestamps)
         sized = replace(
             plan,
             frames=frames,
@@ -303,6 +303,8 @@ def frames_rule(family: CausalFamily, options: PlanOptions, fps: float) -> memor
             sound_together=family.sound_tokens_per_encode(),
             spatial_patches=item.grid_thw[1] * item.grid_thw[2],
             encoded_together=family.temporal_patches_per_encode(item),
+            encoded_patches=family.encoded_patches(item),
+            cell_patches=family.encoded_patches(item.part(1)),
             pooled_frames=item.temporal_patch_size // encoder.frames_per_patch if encoder else 1,
             prompt_tokens=options.prompt_tokens or media_tokens + sound_tokens + time_tokens + options.text_tokens,
         )

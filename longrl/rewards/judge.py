@@ -128,19 +128,42 @@ class Judge(BatchReward[Completion]):
             ) from error
 
     async def _score(self, client: ChatClient, completion: Completion, row: Row) -> float:
-        if row.task not in OPEN_TASKS:
+        if not self.judges(row):
             return accuracy(completion, row)
-        answer = strict_text(completion.text)
+        answer = self.answer_in(completion)
         if not answer:
             return 0.0
-        request = judge_request(self.endpoint.model, row.problem, row.answer, answer, self.decoding, self.prompt)
+        request = self.request(row, answer)
         failure = JudgementFailed("the judge was not asked")
-        for attempt in client.attempts(lambda sample: replace(request, sample=sample), SCORE_FORM, self.attempts):
+        for attempt in client.attempts(lambda sample: replace(request, sample=sample), self.reply_form, self.attempts):
             try:
-                return judge_score(await client.ask(attempt))
+                return self.value_of(await client.ask(attempt))
             except JudgementFailed as error:
                 failure = error
         raise failure
+
+    # -- what another form of judge does differently -------------------------------------------------------------
+
+    @property
+    def reply_form(self) -> str:
+        """What a reply must end with."""
+        return SCORE_FORM
+
+    def judges(self, row: Row) -> bool:
+        """True for a row whose answers the model is asked about."""
+        return row.task in OPEN_TASKS
+
+    def answer_in(self, completion: Completion) -> str:
+        """What the model is shown of a completion; "" scores 0 unasked."""
+        return strict_text(completion.text)
+
+    def request(self, row: Row, answer: str) -> Request:
+        """The request about an answer."""
+        return judge_request(self.endpoint.model, row.problem, row.answer, answer, self.decoding, self.prompt)
+
+    def value_of(self, reply: Reply) -> float:
+        """The value that a reply says; raises JudgementFailed where it says none."""
+        return judge_score(reply)
 
 
 @dataclass(frozen=True)

@@ -34,13 +34,14 @@ def mean_relative_accuracy(completion: Completion, row: Row) -> float:
 
     The share of the thresholds t = 0.50, 0.55, .. 0.95 for which |x - gold| / |gold| < 1 - t.
     """
-    said, gold = number(strict_text(completion.text)), gold_number(row)
-    if said is None:
-        return 0.0
-    if gold == 0:
-        return float(said == 0)
-    error = abs(said - gold) / abs(gold)
-    return sum(error < 0.5 - 0.05 * step for step in range(10)) / 10
+    return _mean_over_thresholds(settled_number(strict_text(completion.text)), row)
+
+
+def mean_relative_accuracy_lenient(completion: Completion, row: Row) -> float:
+    """As `mean_relative_accuracy`; without an `<answer>` the number of the text after the thinking, or its last."""
+    if strict_text(completion.text):
+        return mean_relative_accuracy(completion, row)
+    return _mean_over_thresholds(last_number(lenient_text(completion.text)), row)
 
 
 def regression_accuracy(completion: Completion, row: Row) -> float:
@@ -92,6 +93,16 @@ def _gold_reading(row: Row) -> tuple[float, bool]:
             "correct the row or give it task='exact'"
         )
     return gold.value, gold.is_percent
+
+
+def _mean_over_thresholds(said: Reading | None, row: Row) -> float:
+    gold = gold_number(row)
+    if said is None or said.value is None:
+        return 0.0
+    if gold == 0:
+        return float(said.value == 0)
+    error = abs(said.value - gold) / abs(gold)
+    return sum(error < 0.5 - 0.05 * step for step in range(10)) / 10
 
 
 def _relative_accuracy(said: Reading | None, row: Row) -> float:

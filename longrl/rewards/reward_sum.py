@@ -21,6 +21,8 @@ from longrl.rewards.frame_choice import frame_indices
 from longrl.rewards.math import math as judge_math, math_lenient as judge_math_lenient
 from longrl.rewards.numeric import (
     gold_number,
+    mean_relative_accuracy,
+    mean_relative_accuracy_lenient,
     numeric,
     numeric_lenient,
     regression_accuracy,
@@ -56,6 +58,7 @@ _JUDGES: dict[str, tuple[RewardFn, RewardFn]] = {
     "temporal_iou": (temporal_iou, temporal_iou_lenient),
     "box_iou": (box_iou, box_iou_lenient),
     "regression": (regression_accuracy, regression_accuracy_lenient),
+    "mra": (mean_relative_accuracy, mean_relative_accuracy_lenient),
     "ocr": (transcription_accuracy, transcription_accuracy_lenient),
     "free_form": (free_form_accuracy, free_form_accuracy_lenient),
 }
@@ -110,7 +113,7 @@ def check_answer(row: Row) -> None:
     """
     if not row.answer.strip():
         raise ValueError(f"row {row.id!r}: the answer must not be empty; correct or drop the row")
-    if row.task in ("numeric", "regression"):
+    if row.task in ("numeric", "regression", "mra"):
         gold_number(row)
     if row.task == "box_iou":
         gold_boxes(row)

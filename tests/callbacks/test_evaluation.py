@@ -39,6 +39,7 @@ class Run:
         self.data.read(("test",))
         self.rows = self.data.datasets["test"].rows
         self.module = PolicyModule(family)
+        self.module.model = family.build()
         self.folder = folder
         self.trainer = SimpleNamespace(
             default_root_dir=str(folder),

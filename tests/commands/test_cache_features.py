@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from unittest import mock
 
 import pytest
@@ -12,8 +10,8 @@ import yaml
 from longrl.commands.main import main
 from longrl.datamodules.media.video import VideoReader
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
-from tests.distributed import run_distributed
-from tests.runs import ROOT, config, data_order, metrics, rollouts, run, videos
+from tests.distributed import run_as_torchrun, run_distributed
+from tests.runs import config, data_order, metrics, rollouts, run, videos
 
 
 def values_of(folder, stage="rl", **model):
@@ -219,21 +217,16 @@ def test_each_rank_of_torchrun_takes_its_part(tmp_path):
     assert len(stored_in(tmp_path / "features")) == 3
 
 
-@pytest.mark.slow
 def test_under_torchrun_on_a_config_for_two_devices(tmp_path):
     values = values_of(tmp_path / "features")
     values["trainer"] |= {
         "devices": 2,
         "strategy": {"class_path": "longrl.strategies.mr_sp.MRSPStrategy", "init_args": {"sequence_parallel_size": 2}},
     }
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "longrl", *command(tmp_path, values)], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    first, second = run_as_torchrun(2, *command(tmp_path, values))
     assert len(stored_in(tmp_path / "features")) == 3
-    assert "rank 0 of 2: 2 videos" in done.stdout
-    assert "rank 1 of 2: 1 videos" in done.stdout
+    assert "rank 0 of 2: 2 videos" in first
+    assert "rank 1 of 2: 1 videos" in second
 
 
 @pytest.mark.slow

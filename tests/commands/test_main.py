@@ -398,6 +398,8 @@ def test_test_writes_the_files_of_evaluate(tmp_path, sft_run, capsys):
     assert results["conditions"]["video"]["scores"]["overall"]["n"] == 4
     assert len((tmp_path / "run" / "test" / "samples.jsonl").read_text().splitlines()) == 4
     assert (tmp_path / "run" / "test" / "report.html").is_file()
+    called = json.loads((tmp_path / "run" / "test" / "command.json").read_text())["command"]
+    assert called.startswith("python -m longrl test --config")
     assert "accuracy, 95% interval" in capsys.readouterr().out
 
 

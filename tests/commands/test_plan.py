@@ -122,6 +122,23 @@ def test_vila_is_planned_from_its_shipped_config(tmp_path):
     assert (longer["media_tokens"], longer["spatial_patches"], longer["pooled_frames"]) == (64 * 256, 8 * 1024, 8)
 
 
+def test_fewer_tokens_are_planned_as_many(tmp_path):
+    """256 frames of 16 x 30 patches: an eighth by pooling, the encoder reading all; or a number of its own."""
+
+    def planned(**options):
+        given = [f"--model.family.init_args.{name}={value}" for name, value in options.items()]
+        return plan(tmp_path, "--frames=256", "--frame_size=640x360", *given)
+
+    plain, pooled = planned()["plan"], planned(temporal_pool=2, spatial_pool=2)["plan"]
+    assert plain["media_tokens"] == 128 * 8 * 15
+    assert pooled["media_tokens"] == 64 * 4 * 8
+    assert pooled["encoded_patches"] == plain["encoded_patches"] == 128 * 16 * 30
+    assert pooled["cell_patches"] == 2 * plain["cell_patches"] == 2 * 16 * 30
+    kept = planned(max_kept_tokens=4000)
+    assert 3800 < kept["plan"]["media_tokens"] <= 4000
+    assert kept["largest_frames"] > 256, "longer ones that the budget cannot hold end the search, not the plan"
+
+
 def test_the_strategy_of_the_config_counts(tmp_path):
     strategy = {
         "class_path": "longrl.strategies.mr_sp.MRSPStrategy",

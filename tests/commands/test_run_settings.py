@@ -8,7 +8,7 @@ import yaml
 
 from longrl.commands.evaluate import parse_evaluation
 from longrl.commands.export import export_run
-from longrl.commands.run_settings import read_settings
+from longrl.commands.run_settings import read_settings, write_record
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.types import SamplingParams
 from tests.evaluation.scripted import questions
@@ -130,6 +130,21 @@ def test_an_export_is_asked_as_its_run_was_wherever_it_lies(tmp_path, run):
     assert (config.policy.family.model_path, config.policy.family.max_pixels) == (str(tmp_path / "moved"), 2500)
     assert (data.renderer.video.fps, data.renderer.question_template) == (0.5, TEMPLATE)
     assert str(run) not in (tmp_path / "moved" / "longrl_settings.yaml").read_text()
+
+
+def test_an_export_says_of_which_tokens_others_do_not_know(tmp_path, run, caplog):
+    pooled = tmp_path / "pooled"
+    pooled.mkdir()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    write_record(tmp_path, str(run))
+    assert "note" not in yaml.safe_load((tmp_path / "longrl_settings.yaml").read_text())
+    config["model"]["family"]["init_args"] |= {"spatial_pool": 2, "max_kept_tokens": None}
+    (pooled / "config.yaml").write_text(yaml.safe_dump(config))
+    write_record(tmp_path, str(pooled))
+    record = yaml.safe_load((tmp_path / "longrl_settings.yaml").read_text())
+    assert record["note"].startswith("trained with spatial_pool=2: no file of these weights says so")
+    assert record["family"]["init_args"]["spatial_pool"] == 2
+    assert "show every feature of a video" in caplog.text
 
 
 def test_without_a_family_weights_must_say_it(run, capsys):

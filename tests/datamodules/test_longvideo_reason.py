@@ -181,7 +181,10 @@ def test_a_worker_keeps_the_media_it_decoded_last(synthetic, monkeypatch):
         ({"max_train_rows": 0}, r"data\.max_train_rows must be at least 1"),
         ({"num_workers": -1}, r"data\.num_workers must be at least 0, got -1"),
         ({"max_skipped_share": 1.5}, r"data\.max_skipped_share must be between 0 and 1, got 1\.5"),
-        ({"question_template": "What?"}, r"data\.question_template must contain \{problem\}, got 'What\?'"),
+        (
+            {"question_template": "What?"},
+            r"data\.question_template must contain \{problem\} or \{asked\}, got 'What\?'",
+        ),
         ({"row_function": "nothing.here"}, r"data\.row_function 'nothing\.here': there is no module 'nothing'"),
     ],
 )

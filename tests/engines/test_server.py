@@ -56,7 +56,7 @@ def server(model_folder, tmp_path_factory):
         patch.setenv("LONGRL_SERVER_KEY", KEY)
         values = config("rl", freeze_vision_encoder=False, model=str(model_folder))
         values["model"]["algorithm"] = {"fp32_lm_head": True}  # which the server asks its worker about
-        running = RunningServer(tmp_path_factory.mktemp("server"), values, KEY)
+        running = RunningServer(tmp_path_factory.mktemp("server"), values, KEY, as_typed=True)
         yield running
         running.close()
 

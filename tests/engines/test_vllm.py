@@ -174,6 +174,42 @@ def test_the_engine_is_the_trainer_after_every_step(started):
         optimizer.zero_grad()
 
 
+@pytest.mark.parametrize("started", ["qwen2.5-vl", "qwen3-vl"], indirect=True)
+def test_pooled_features_stand_where_vllm_puts_them(started):
+    """Of frames of 3 x 3 features: pools in space that are not full, and of seven temporal patches one alone."""
+    family, vllm = started
+    side = 28 if type(family) is Qwen2_5_VLFamily else 32
+    sizes = {"min_pixels": side * side, "max_pixels": 9 * side * side, "temporal_pool": 2, "spatial_pool": 2}
+    pooled = type(family)(family.model_path, random_init=True, **sizes)
+    model = pooled.build()
+    prompts = [*mixed_prompts(pooled), pooled.render(row("odd"), "<video> <video>?", [frames(14, 96, 96), frames(5)])]
+    features = FeatureCache(pooled).get_or_encode(model, prompts)
+    vllm._step = None
+    vllm.sync(pooled, model, 7)
+    found = vllm.generate(pooled, model, prompts, features, GREEDY, seed=0)
+    assert gap(pooled, model, prompts, features, found) < 1e-4
+
+
+def test_merged_features_stand_where_they_say(tmp_path):
+    """A vLLM that positions are given to; Qwen2-VL's and Qwen2.5-VL's class alone differs, and were seen to agree."""
+    plain = family_of("qwen3-vl", tmp_path)
+    sizes = {"min_pixels": 32 * 32, "max_pixels": 96 * 96, "max_kept_tokens": 30, "merge_window": 4}
+    family = type(plain)(plain.model_path, random_init=True, **sizes)
+    model = family.build()
+    prompts = [*mixed_prompts(family), family.render(row("odd"), "<video> <video>?", [frames(14, 60, 90), frames(5)])]
+    features = FeatureCache(family).get_or_encode(model, prompts)
+    vllm = engine()
+    vllm.start(family)
+    try:
+        vllm.sync(family, model, 0)
+        read, rows = family.as_read(prompts, features)
+        check_rendered_prompts(read, vllm.rendered_prompts(family, prompts, features), rows)
+        found = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+    finally:
+        vllm.close()
+    assert gap(family, model, prompts, features, found) < 1e-4
+
+
 @pytest.fixture
 def in_step(started):
     """Family, engine, model with features and weights of step 100, and prompts."""

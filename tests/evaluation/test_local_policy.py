@@ -107,8 +107,19 @@ def test_a_sample_line_counts_tokens_and_names_the_weights(tmp_path):
 
 def test_a_video_is_encoded_once_for_all_its_questions(tmp_path):
     made = evaluation(tmp_path)
-    made.run()
+    results = made.run().results
     assert made.config.policy.features.num_encoded == 2
+
+    # The first question about a video pays for it, and each is said to cost as much by itself.
+    alone = [line["costs"]["encode_flops"] for line in read_jsonl(tmp_path / "samples.jsonl")]
+    timings = read_jsonl(tmp_path / "timings.jsonl")
+    spent = [line["encode_spent_flops"] for line in timings]
+    assert spent == [alone[0], 0, 0, 0, alone[4], 0, 0, 0]
+    costs = results["conditions"]["video"]["costs"]
+    assert costs["encode_flops"] == {"mean": sum(alone) / 8, "total": sum(alone), "n": 8}
+    assert costs["prefill_flops"]["mean"] > 0
+    assert costs["generate_flops"]["mean"] > 0
+    assert all(line["decode_s"] >= line["decode_spent_s"] >= 0 for line in timings)
 
 
 def test_what_is_lost_on_shuffled_frames_is_told_by_category(tmp_path):
@@ -147,6 +158,8 @@ def test_stored_features_are_neither_decoded_nor_encoded_again(tmp_path, monkeyp
     second = with_cache(tmp_path / "b", 0)
     assert second.run().results == wanted
     assert second.config.policy.features.num_encoded == 0
+    for line in read_jsonl(tmp_path / "b" / "timings.jsonl"):
+        assert (line["decode_s"], line["decode_spent_s"], line["encode_spent_flops"]) == (None, 0, 0)
     assert said(tmp_path / "a") == said(tmp_path / "b")
 
 

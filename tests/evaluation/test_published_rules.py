@@ -11,6 +11,10 @@ from longrl.evaluation.published_rules import (
     long_rl_exact_letter,
     qwen_choice,
     qwen_option,
+    vlmevalkit_capital,
+    vlmevalkit_choice,
+    vlmevalkit_letter,
+    vlmevalkit_option,
 )
 from longrl.types import Completion, Row
 
@@ -52,7 +56,9 @@ def test_lmms_evals_letter(text, letter):
 
 def test_lmms_eval_reads_what_follows_the_thinking():
     assert scored(lmms_eval_letter, "<think>It is A or C.</think>\nB") == 1.0
-    assert scored(lmms_eval_letter, "<think>It is B") == 0.0
+    assert scored(lmms_eval_letter, "It is A or C.</think>\nB") == 1.0
+    assert scored(lmms_eval_letter, "<think>It is B") == 1.0  # thinking that never ended counts
+    assert scored(lmms_eval_letter, "<analysis>C</analysis> B <think>A</think>") == 1.0
 
 
 @pytest.mark.parametrize(
@@ -103,10 +109,34 @@ def test_qwen_reads_what_follows_the_thinking():
     assert scored(qwen_option, "B or C") == 0.0
 
 
-@pytest.mark.parametrize("piece", ["the answer is ", "A ", "<answer>", "Z(", "\u9009B"])
+@pytest.mark.parametrize(
+    ("text", "capital", "option"),
+    [
+        ("B", "B", "B"),
+        ("The answer is (C).", "C", "C"),
+        ("A dog", "A", "A"),  # a word of its own, though it is the article
+        ("A dog is to be seen here, on the left", "A", "B"),  # not among the last five words, so by its wording
+        ("It is a dog", "", "B"),
+        ("<think>Bob has a cat</think> C", "B", "C"),  # thinking counts
+        ("The best option is D", "D", "D"),
+        ("It rides. The answer is **C**, not A", "C", "C"),
+        ("the answer is a Bike", "B", "A"),  # small letters count behind the phrase
+        ("A or B", "A", None),
+        ("Z", "", None),
+        ("Failed to obtain answer via API.", "A", None),  # of API
+        ("Cannot determine the answer: B", "C", None),
+        ("", "", None),
+    ],
+)
+def test_vlmevalkits_letter_and_option(text, capital, option):
+    assert vlmevalkit_capital(text) == capital
+    assert vlmevalkit_choice(text, OPTIONS) == option
+
+
+@pytest.mark.parametrize("piece", ["the answer is ", "A ", "<answer>", "<think>", "<think></think>", "Z(", "\u9009B"])
 def test_rules_are_quick_on_long_answers(piece):
     text = (piece * 50_000)[:50_000]
-    for rule in (lmms_eval_letter, long_rl_exact_letter, qwen_option):
+    for rule in (lmms_eval_letter, long_rl_exact_letter, qwen_option, vlmevalkit_letter, vlmevalkit_option):
         seconds = []
         for _ in range(3):
             start = time.perf_counter()

@@ -5,7 +5,7 @@ import torch
 import transformers
 from packaging.version import Version
 
-from longrl.models.qwen_vl import mrope_positions
+from longrl.models.mrope import mrope_positions
 from longrl.types import Media
 from tests.tiny import frames, row, vl_family
 

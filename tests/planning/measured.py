@@ -56,12 +56,15 @@ class Case:
     strategy: bool = True
     hybrid: bool = False
     """A Qwen3.5: three gated delta nets, and a layer that attends."""
+    pool: int | None = None
+    """Temporal patches, and features along either side of a frame, that are averaged into one."""
 
     def family(self) -> Qwen2_5_VLFamily:
         kind, folder = (Qwen3_5Family, hybrid_folder) if self.hybrid else (Qwen2_5_VLFamily, wide_folder)
         return kind(
             folder(self.vocabulary, self.hidden), random_init=True, gradient_checkpointing=self.checkpointing,
             min_pixels=28 * 28, max_pixels=SIDE * SIDE, max_video_pixels=1 << 40,
+            temporal_pool=self.pool, spatial_pool=self.pool,
             lora=LoRASettings(rank=8) if self.lora else None, mlp_chunk_tokens=self.mlp_chunk,
         )  # fmt: skip
 

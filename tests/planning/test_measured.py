@@ -18,6 +18,7 @@ CASES = {
     "2k tokens with adapters, the reference under them": Case(cells=96, lora=True, kl=True),
     "2k tokens with checkpointing and MLPs in pieces": Case(cells=96, mlp_chunk=256, checkpointing=True),
     "2k tokens on 2 ranks": Case(cells=112, sp=2),
+    "512 tokens that stand for 4k": Case(cells=256, pool=2, generate=True, completion_tokens=16),
     "2k tokens of a hybrid model with checkpointing, generated": Case(
         cells=128, checkpointing=True, hybrid=True, generate=True, completion_tokens=16
     ),
@@ -34,7 +35,8 @@ def plan_of(case: Case) -> Plan:
         gathered_bytes=2 if case.compute_dtype else 4, gradient_checkpointing=case.checkpointing, reference=case.kl,
         mlp_chunk_tokens=case.mlp_chunk,
         prompt_tokens=len(prompt.input_ids), media_tokens=family.num_features(video), frames=2 * case.cells,
-        spatial_patches=video.grid_thw[1] * video.grid_thw[2], num_generations=case.num_generations,
+        spatial_patches=video.grid_thw[1] * video.grid_thw[2], encoded_patches=family.encoded_patches(video),
+        cell_patches=family.encoded_patches(video.part(1)), num_generations=case.num_generations,
         completion_tokens=case.completion_tokens, max_tokens_per_micro_batch=1 << 16, feature_cache_bytes=0, cuda=False,
         prefill_chunk_tokens=case.prefill_chunk_tokens,
     )  # fmt: skip

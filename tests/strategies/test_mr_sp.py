@@ -257,6 +257,7 @@ def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torc
         **case.distilled(),
     )
     policy.reward_shift.add(0.3, 4)
+    policy.on_before_optimizer_step = forget_gradients
     strategy = MRSPStrategy(case.sp, num_replicas=case.replicas, num_gather_chunks=case.chunks, timeout_s=600)
     seen = train(
         policy,
@@ -267,6 +268,11 @@ def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torc
         callbacks=[] if case.sft or case.pairs else [Encode()],
     )
     return seen.metrics[-1] | {"shift": policy.reward_shift.total}, seen.gradients[-1]
+
+
+def forget_gradients(optimizer) -> None:
+    """Behind the callback that keeps them: a step that moves nothing, for Adam would plan each sum over shards anew."""
+    optimizer.zero_grad()
 
 
 def taught(case: Case, shard: FrameShard):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import gcd, lcm
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from typing_extensions import override
 
 from longrl.datamodules.loading.row_order import RowOrder, permutation
+from longrl.datamodules.rows.sources import Record, read_records
 
 T = TypeVar("T")
 LONGEST_CYCLE = 100_000
@@ -45,6 +46,15 @@ class DataSource:
     """Instead of `data.row_function`."""
     media_root: str | None = None
     """Instead of `data.media_root`."""
+    fields: dict[str, str] = field(default_factory=dict)
+    """Fields that each of its records gets, for sets whose files say by their names what is in them (MVBench's tasks);
+    a record's own fields stay."""
+
+
+def records_of(one: DataSource) -> Iterable[Record]:
+    """The records of a source, with the fields that it adds; see `read_records`."""
+    records = read_records(one.source)
+    return ({**one.fields, **record} for record in records) if one.fields else records
 
 
 def source_list(sources: str | Path | Sequence[str | DataSource] | None) -> list[DataSource]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-import av
 import torch
 
+from longrl.datamodules.loading.interleaved_frames import check_one_video, interleaved_text, single_frames
 from longrl.datamodules.loading.prompt_lengths import check_characters, check_length
+from longrl.datamodules.loading.reading_time import ReadingClock
 from longrl.datamodules.loading.row_marks import video_of
 from longrl.datamodules.loading.selected_media import ReadMedia, asked_question, check_selection, shown_frames
 from longrl.datamodules.loading.shown_media import ordered_media, without_media
@@ -20,13 +23,14 @@ from longrl.datamodules.loading.skips import CODE_ERRORS
 from longrl.datamodules.loading.templates import DEFAULT_QUESTION, DEFAULT_RESPONSE, fill_template
 from longrl.datamodules.loading.traces import KnowsFeatures as KnowsFeatures, TraceRenderer
 from longrl.datamodules.media.audio import SAMPLING_RATE, FileSound, read_sound
+from longrl.datamodules.media.decoders import check_decoder, decoder_version
 from longrl.datamodules.media.frame_lists import FRAME_LIST_SUFFIX
 from longrl.datamodules.media.images import read_image
 from longrl.datamodules.media.remote import NO_REMOTE, RemoteMedia
-from longrl.datamodules.media.sampling import VideoSampling, read_span
+from longrl.datamodules.media.sampling import VideoSampling, in_parts, read_span
 from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames, open_video
 from longrl.datamodules.media.subtitles import Subtitles, subtitle_files, subtitle_text
-from longrl.datamodules.media.video import MIB, hold_frames
+from longrl.datamodules.media.video import MIB, VideoReader, hold_frames
 from longrl.datamodules.media.video_parts import VideoPart
 from longrl.datamodules.selection.details import text_with_details
 from longrl.datamodules.selection.frame_selection import FrameSelection
@@ -122,6 +126,15 @@ class RowRenderer:
     """kind, path and sampling -> frames or sound, the least recently used first."""
     _checked: set[str] = field(default_factory=set, repr=False)
     """Keys of videos too large to hold that were decoded once without an error."""
+    _clock: ReadingClock = field(default_factory=ReadingClock, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.subtitles.lays_out_frames and (self.shuffle_frames or self.family.use_audio_in_video):
+            option = "data.shuffle_frames (or --shuffled_baseline)" if self.shuffle_frames else "use_audio_in_video"
+            raise ValueError(
+                f"data.subtitles.lines=interleaved shows a video as single images, and {option}=true is of videos; set "
+                "one of them to another value"
+            )
 
     @property
     def families(self) -> list[RendersPrompts]:
@@ -168,8 +181,12 @@ class RowRenderer:
         span = row.metadata.get("span_s")
         video = video_of(row, self.video)
         sampling = replace(video, span_s=read_span(span)) if span else video
+        parts = row.metadata.get("parts_s")
+        if parts:
+            sampling = in_parts(video, parts, row.metadata.get("parts_frames"))
 
         # 3. Decoded media, or where to get them.
+        mark = self._clock.mark()
         read = self._media(shown, sampling)
         media = read.media
 
@@ -198,6 +215,8 @@ class RowRenderer:
             frame_indices=tuple(item.indices for item in frames),
             frame_times=tuple(read.frame_times),
             torn_videos=tuple(read.torn),
+            video_s=tuple(item.duration_s for item in frames if item.kind == "video"),
+            reading=self._clock.of(media, mark),
         )
         if not self.shuffle_frames:
             return prompt
@@ -210,8 +229,14 @@ class RowRenderer:
             if kind != "video":
                 read.add(path, self._read(kind, path, sampling))
                 continue
+            start = time.perf_counter()
             chosen = shown_frames(self.selection, shown, path, sampling, self.decoding, self.remote)
+            if self.selection is not None:
+                self._clock.chose(start)
             track = self._sound_track(path, sampling) if self.family.use_audio_in_video else None
+            if self.subtitles.lays_out_frames:
+                read.add_frames(path, self._single_frames(shown, path, chosen.sampling))
+                continue
             read.add(path, self._read(kind, path, chosen.sampling) if chosen.part is None else self._part(chosen.part))
             if track is not None:
                 read.add(path, track)
@@ -241,10 +266,23 @@ class RowRenderer:
                 videos = [item for item in media if isinstance(item, Frames) and item.kind == "video"]
             for path in subtitle_files(shown, self.subtitles.source) if self.subtitles.source == "record" else ():
                 self.remote.roots.check(path)
-            lines = subtitle_text(shown, self.subtitles, videos)
-            subtitles = chat.declared_and_tags.sub(break_token, lines)
+            as_text = functools.partial(chat.declared_and_tags.sub, break_token)
+            if self.subtitles.lays_out_frames and media:
+                images = [item for item in media if isinstance(item, Frames)]
+                subtitles = interleaved_text(shown, self.subtitles, images, as_text)
+            else:
+                subtitles = as_text(subtitle_text(shown, self.subtitles, videos))
         told = self._told(shown) if self.tells_answer else {}
+        told |= {"asked": question} | self._wordings(shown, media or ())
         return fill_template(self.question_template, problem=question, subtitles=subtitles, **told)
+
+    def _wordings(self, shown: Row, media: Sequence[Frames | AudioClip]) -> dict[str, str]:
+        """What a published protocol's wording says beside the problem: `QUESTION_NAMES` says of what."""
+        times = [time for item in media if isinstance(item, Frames) for time in item.timestamps if item.kind == "video"]
+        given = {name: shown.metadata.get(name) for name in ("asked", "instruction")}
+        texts = {name: self.family.chat.declared.sub(break_token, str(text)) for name, text in given.items() if text}
+        seconds = ", ".join(str(round(time, 4)) for time in times)
+        return {"instruction": "", "num_frames": str(len(times)), "frame_times": seconds, **texts}
 
     def _told(self, row: Row) -> dict[str, str]:
         """What a row's own answer says, as text that places no media and ends no turn."""
@@ -276,13 +314,14 @@ class RowRenderer:
         What fails here is an option or the family, for the row is harmless: the error is raised as it is, before a run
         begins. What fails later depends on a row, which is skipped.
         """
+        check_decoder(self.video, has_encoder=hasattr(self.family, "encode_media"))
         shown = [row for row in rows if not self.drops_media(row)]
         kinds = {kind for row in shown for kind, _ in ordered_media(row) if self.family.reads_media(kind)}
         media = [black for kind, black in BLANKS.items() if kind in kinds]
         row = Row("harmless", "What is this?", "A", reasoning="It is black.")
         told = self._told(row) if self.tells_answer else {}
         text = fill_template(self.question_template, problem=row.problem, subtitles="", **told)
-        check_selection(self.selection, self.family)
+        check_selection(self.selection, self.family, self.subtitles.lays_out_frames)
         if self.selection is not None and self.selection.detail_frames and "video" in kinds:
             text = text_with_details(text, [item.kind for item in media], [(0.0,)])
             media.insert([item.kind for item in media].index("video") + 1, BLANKS["image"])
@@ -300,8 +339,8 @@ class RowRenderer:
             "video": self.video.identity(),
             "question_template": self.question_template,
             "blind": self.blind,
-            "subtitles": asdict(self.subtitles),
-            "decoder": f"PyAV {av.__version__}",
+            "subtitles": self.subtitles.identity(),
+            "decoder": decoder_version(self.video),
             "pixel_rules": PIXEL_RULES,
         }
         if self.shuffle_frames:  # without it, answers stored before there was such an option are found
@@ -330,10 +369,10 @@ class RowRenderer:
         return fill_template(template, **values)
 
     def _sound_track(self, path: str, sampling: VideoSampling) -> AudioClip:
-        if sampling.span_s is not None:
+        if sampling.span_s is not None or sampling.at_s is not None:
             raise UnusableSample(
                 path,
-                "a part of its video is asked about (span_s), but a sound track is heard as a whole; set "
+                "a part of its video is asked about (span_s, parts_s), but a sound track is heard as a whole; set "
                 "model.family.init_args.use_audio_in_video to false",
             )
         if path.endswith(FRAME_LIST_SUFFIX):
@@ -343,6 +382,17 @@ class RowRenderer:
         sound = self._read("audio", path, sampling)
         assert isinstance(sound, AudioClip)
         return replace(sound, is_video_track=True)
+
+    def _single_frames(self, row: Row, path: str, sampling: VideoSampling) -> list[Frames]:
+        """The frames of a row's only video as images, between which its subtitles stand."""
+        check_one_video(row)
+        self.remote.roots.check(path)
+        local = self.remote.local_path(path) if "://" in path else path
+        start = time.perf_counter()
+        reader = open_video(local, sampling, remote=self.remote, limits=self.decoding.media)
+        images = single_frames(reader, self.decoding, self.shard)
+        self._clock.decoded(start, *(image.key for image in images))
+        return images
 
     def _read(self, kind: MediaKind, path: str, sampling: VideoSampling) -> Frames | AudioClip:
         """A file as the family reads it, kept for the next rows that show it."""
@@ -354,10 +404,12 @@ class RowRenderer:
         if "://" in path:
             return self._read_remote(kind, path, sampling)
         item: Frames | AudioClip
+        start = time.perf_counter()
         try:
             if kind == "image":
                 item = read_image(path, self.shard, self.decoding.media)
                 self.family.outline_media(item)
+                self._clock.decoded(start, item.key)
             elif kind == "video":
                 item = self._video(path, sampling)
             else:
@@ -373,8 +425,12 @@ class RowRenderer:
         """A part of a video as the family reads it, kept likewise; its path is that of a local file."""
         known = ("part", part)
         if known not in self._cache:
+            start = time.perf_counter()
             try:
-                self._cache[known] = self._traces(self.video).read_part(part)
+                read = self._traces(self.video).read_part(part)
+                self._cache[known] = read
+                if len(read.pixels):  # else its features are stored
+                    self._clock.decoded(start, read.key)
             except (UnusableSample, *CODE_ERRORS):
                 raise
             except Exception as error:  # the family's
@@ -396,7 +452,9 @@ class RowRenderer:
         if not self.family.supports_audio:
             raise UnusableSample(path, f"{type(self.family).__name__} reads no sound; {AUDIO_FAMILY}")
         options = self.shard, self.video.torn, self.decoding.media
+        start = time.perf_counter()
         sound = read_sound(path, *options)
+        self._clock.decoded(start, sound.key)
         if self.stored is not None and self.stored.has(self.family.outline_media(sound).key):
             return replace(sound, waveform=sound.waveform[:0], source=FileSound(path, *options))
         return sound
@@ -404,6 +462,7 @@ class RowRenderer:
     def _video(self, path: str, sampling: VideoSampling) -> Frames:
         """A video's frames at the encoder's size if they are few; else, or if features are stored, their source."""
         # 1. Times and size alone give the key of the features, and the grid.
+        start = time.perf_counter()
         temporal_patch_size = self.family.temporal_patch_size
         limits = self.decoding
         reader = open_video(path, sampling, self.shard, temporal_patch_size, self.remote, limits.media)
@@ -417,14 +476,21 @@ class RowRenderer:
         if not reader.indices:
             return reader.outline
 
-        # 3. Decoded once in any case, so that a broken frame shows here; held in memory if they are few.
+        # 3. Left to the encoder's GPU, but for two frames: what its decoder cannot read at all shows here.
+        if sampling.decode_on == "encoder" and isinstance(reader, VideoReader):
+            reader.try_ends()
+            self._checked.add(outline.key)
+            return outline
+
+        # 4. Decoded once in any case, so that a broken frame shows here; held in memory if they are few.
         parts = map(self.family.resize, reader.chunks(limits.frames_at_once(reader.outline)))
         frames = hold_frames(parts, len(reader.indices), limits.max_held_mib)
+        self._clock.decoded(start, outline.key)
         if frames is None:
             self._checked.add(outline.key)
             return outline
 
-        # 4. What fits in one call of the encoder is patched here, more of it call by call.
+        # 5. What fits in one call of the encoder is patched here, more of it call by call.
         if len(self.shard.temporal_patches(item.grid_thw[0])) <= self.family.temporal_patches_per_encode(item):
             return frames
         return replace(outline, source=HeldFrames(frames))

@@ -39,6 +39,14 @@ class ReadMedia:
             if item.missing_s:
                 self.torn.append(path)
 
+    def add_frames(self, path: str, images: Sequence[Frames]) -> None:
+        """A video as single images."""
+        self.media += images
+        self.detail_times.append(())
+        self.frame_times += [image.timestamps for image in images]
+        if images[0].missing_s:
+            self.torn.append(path)
+
     def add_details(self, times: tuple[float, ...], images: Sequence[Frames]) -> None:
         """The images behind a video."""
         self.media += images
@@ -72,12 +80,12 @@ def shown_frames(
     limits: DecodeLimits,
     remote: RemoteMedia,
 ) -> ShownFrames:
-    """What a row is shown of a video; all that `sampling` says without a selection.
+    """What a row is shown of a video; all that `sampling` says without a selection, or where it names moments itself.
 
     Raises:
         UnusableSample: the video cannot be read, or the selection fails with it.
     """
-    if selection is None:
+    if selection is None or sampling.at_s is not None:  # a row's `parts_s`
         return ShownFrames(sampling)
     try:
         return selection.shown_frames(remote.local_path(path), asked_question(row), sampling, limits, remote)
@@ -89,8 +97,14 @@ def shown_frames(
         raise UnusableSample.because(error, "data.selection cannot choose its frames", path) from error
 
 
-def check_selection(selection: FrameSelection | None, family: RendersPrompts) -> None:
-    """Raises ValueError for a selection that cannot work, or whose images a family does not read."""
+def check_selection(selection: FrameSelection | None, family: RendersPrompts, lays_out_frames: bool) -> None:
+    """Raises ValueError for a selection that cannot work, or whose images cannot be shown.
+
+    Args:
+        selection: to be checked.
+        family: which shows the images.
+        lays_out_frames: subtitles stand between single frames, so that no image can stand behind a video.
+    """
     if selection is None:
         return
     selection.check()
@@ -98,4 +112,9 @@ def check_selection(selection: FrameSelection | None, family: RendersPrompts) ->
         raise ValueError(
             f"data.selection.init_args.detail_frames={selection.detail_frames} shows images behind a video, and "
             f"{type(family).__name__} reads none; set it to 0, or use a family that does"
+        )
+    if selection.detail_frames and lays_out_frames:
+        raise ValueError(
+            f"data.selection.init_args.detail_frames={selection.detail_frames} shows images behind a video, of which "
+            "data.subtitles.lines=interleaved leaves single frames; set it to 0, or lines to frames"
         )

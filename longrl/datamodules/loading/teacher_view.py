@@ -10,7 +10,7 @@ import torch
 
 from longrl.datamodules.loading.render import BLANKS, RowRenderer
 from longrl.datamodules.loading.row_marks import unmarked
-from longrl.datamodules.loading.templates import check_template
+from longrl.datamodules.loading.templates import QUESTION_NAMES, check_template
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.subtitles import Subtitles
 from longrl.io.number_ranges import COUNT, check_ranges
@@ -18,7 +18,7 @@ from longrl.models.reading import RendersPrompts
 from longrl.packing.lengths import LengthLimit
 from longrl.types import Frames, Prompt, Row, UnusableSample
 
-TOLD = ("problem", "subtitles", "answer", "option", "reasoning")
+TOLD = (*QUESTION_NAMES, "answer", "option", "reasoning")
 """What a teacher's question may name: the policy's may not name the last three."""
 HARMLESS = Row("harmless", "What is this?", "A", reasoning="It is grey.")
 PROBED_SIDE = 280

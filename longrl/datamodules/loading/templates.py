@@ -11,6 +11,8 @@ DEFAULT_QUESTION = (
     "{subtitles}{problem}\n\nReason first, between <think> and </think>. Then give your final answer between <answer> "
     "and </answer>: for a question with options its letter alone, else the answer and nothing more."
 )
+QUESTION_NAMES = ("problem", "asked", "instruction", "subtitles", "num_frames", "frame_times")
+"""What `data.question_template` may name."""
 DEFAULT_RESPONSE = "<think>{reasoning}</think><answer>{answer}</answer>"
 
 
@@ -41,9 +43,9 @@ def check_templates(question: str, response: str, answer: str, subtitles: Subtit
         answer: `data.answer_template`.
         subtitles: `data.subtitles`.
     """
-    if "{problem}" not in question:
-        raise ValueError(f"data.question_template must contain {{problem}}, got {question!r}")
-    check_template("question_template", question, ("problem", "subtitles"))
+    if "{problem}" not in question and "{asked}" not in question:
+        raise ValueError(f"data.question_template must contain {{problem}} or {{asked}}, got {question!r}")
+    check_template("question_template", question, QUESTION_NAMES)
     if subtitles.source and "{subtitles}" not in question:
         raise ValueError(
             f"data.subtitles.source={subtitles.source} is shown where data.question_template says {{subtitles}}, "

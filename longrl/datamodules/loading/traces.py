@@ -112,6 +112,7 @@ class TraceRenderer:
     def _video_part(self, part: Mapping[str, Any]) -> VideoPart:
         is_image = part["type"] == "image"
         sampling = frame_at(part["time_s"]) if is_image else self._sampling(part)
+        sampling = replace(sampling, decoder=self.video.decoder, decode_on="cpu")
         box = tuple(part["box"]) if "box" in part else None
         limits = (self.decoding, self.remote)
         return VideoPart(part["video"], sampling, is_image, box, part.get("max_pixels"), *limits)

@@ -50,6 +50,15 @@ class FrameIndex:
     """Frames have no times of their own: the n-th that the decoder gives is the n-th shown."""
     missing_s: float = 0.0
     """Seconds behind `end_s` that the file should have: it was cut off."""
+    is_exactly_turned: bool = True
+    """The display matrix has right angles to the last digit; False where it is only taken for such a one."""
+    pixel_format: str = ""
+    """FFmpeg's name of how pixels are stored."""
+
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """Height and width as the frames are to be seen."""
+        return self.orientation.size(*self.size)
 
     @property
     def pixel_rule(self) -> str:
@@ -118,6 +127,8 @@ class PacketScan:
     """How the first frame is to be shown."""
     has_alpha: bool
     """True if its pixels may be transparent."""
+    pixel_format: str
+    """FFmpeg's name of how they are stored; "" where it does not decode."""
     is_broadcast: bool
     """True for a recording that may begin and end anywhere."""
     in_order: bool

@@ -27,6 +27,11 @@ class Orientation(NamedTuple):
     mirrored_y: bool = False
     """Top becomes bottom."""
 
+    @property
+    def is_mirrored(self) -> bool:
+        """True for what no turning makes upright."""
+        return sum(self) % 2 == 1
+
     def turn(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A stored frame [H, W, 3] as it is to be seen; a view."""
         if self.transposed:
@@ -41,6 +46,12 @@ class Orientation(NamedTuple):
 
 
 UPRIGHT = Orientation()
+
+
+def is_exact(display_matrix: bytes) -> bool:
+    """True if a display matrix turns by right angles to the last digit; `orientation_of` takes it for one if nearly."""
+    a, b, _, c, d, *_ = struct.unpack("=9i", display_matrix)
+    return a == d == 0 or b == c == 0
 
 
 def orientation_of(display_matrix: bytes) -> Orientation:

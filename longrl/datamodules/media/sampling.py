@@ -29,18 +29,24 @@ class VideoSampling:
     """Longer videos are sampled more thinly."""
     span_s: tuple[float, float] | None = None
     """Only what is on show between these seconds of a video; a row's `metadata["span_s"]` takes its place."""
-    moments: Literal["middles", "ends"] = "middles"
-    """Frames on show at the middles of equal spans of time, or frames at equal steps of their number, of which one is
-    the first and one the last: `linspace(0, N - 1, n)`, as lmms-eval, VILA and Qwen sample."""
+    moments: Literal["middles", "ends", "inner", "starts", "whole_steps"] = "middles"
+    """Frames on show at the middles of equal spans of time, or frames at equal steps of their number: `ends` with the
+    first and the last among them, `linspace(0, N - 1, n)`, as lmms-eval, VILA and Qwen sample; `inner` with neither,
+    `int(i N / (n + 1))`, as VLMEvalKit (a number of frames) and Video-MME-v2 sample; `starts` from the first on, every
+    1 / fps seconds, as VLMEvalKit samples a rate; `whole_steps` likewise, `int(N / n) i`, as LongVideoBench."""
     rounding: Literal["down", "nearest"] = "down"
     """Of `ends`, where a step falls between two frames: the earlier (lmms-eval, VILA) or the nearer one (Qwen)."""
+    rate_rounding: Literal["nearest", "down"] = "nearest"
+    """To which whole number of frames `fps` times the duration is rounded; `down` in lmms-eval, VILA and VLMEvalKit."""
     multiple_of: int = 1
     """Number that divides the number of frames, which is rounded down; Qwen's is 2, for a token is of two frames."""
     torn: Literal["skip", "keep"] = "skip"
     """What becomes of a video whose file was cut off, as half a download: its row is skipped and listed, or what is
     there is sampled as a shorter video, as other harnesses do; then the row is listed as used in part."""
-    decoder: Literal["pyav"] = "pyav"
+    decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
     """What turns packets into pixels. Which frames there are, and when, PyAV says whatever decodes them."""
+    decode_on: Literal["cpu", "encoder"] = "cpu"
+    """With `encoder` torchcodec decodes on the encoder's CUDA device, in its process, and pixels never leave it."""
     at_s: tuple[float, ...] | None = None
     """Only the frames on show at these increasing seconds from the first frame on, whatever the rate: what a selection
     has found for one question, in `span_s` if there is one."""
@@ -62,14 +68,22 @@ class VideoSampling:
                 f"num_frames={self.num_frames} must lie between min_frames={self.min_frames} and "
                 f"max_frames={self.max_frames}; change one of the three"
             )
-        choices = {"torn": ("skip", "keep"), "moments": ("middles", "ends"), "rounding": ("down", "nearest")}
+        choices = {
+            "torn": ("skip", "keep"), "moments": ("middles", "ends", "inner", "starts", "whole_steps"),
+            "rounding": ("down", "nearest"), "rate_rounding": ("nearest", "down"),
+            "decoder": ("pyav", "decord", "torchcodec"), "decode_on": ("cpu", "encoder"),
+        }  # fmt: skip
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
-        if self.moments == "middles" and self.rounding != "down":
+        if self.decode_on == "encoder" and self.decoder != "torchcodec":
             raise ValueError(
-                f"rounding={self.rounding} is of frames at equal steps, and moments=middles goes by time; set moments "
-                "to ends"
+                f"decode_on=encoder needs decoder=torchcodec, which decodes on GPUs, got {self.decoder}; set either"
+            )
+        if self.moments != "ends" and self.rounding != "down":
+            raise ValueError(
+                f"rounding={self.rounding} is of frames from the first to the last, and moments is {self.moments}; set "
+                "moments to ends"
             )
         counts = (self.num_frames or 0, self.min_frames, self.max_frames)
         if self.multiple_of < 1 or any(count % self.multiple_of for count in counts):
@@ -84,7 +98,7 @@ class VideoSampling:
 
     def identity(self) -> dict[str, Any]:
         """All fields by name, but for later ones that have their default: stored answers are found by it."""
-        later = {"decoder": "pyav", "at_s": None}
+        later = {"decoder": "pyav", "decode_on": "cpu", "at_s": None, "rate_rounding": "nearest"}
         return {name: value for name, value in asdict(self).items() if later.get(name, self) != value}
 
 
@@ -120,6 +134,12 @@ def sample_indices(starts: Sequence[float] | NDArray[np.float64], end_s: float, 
         return list(range(len(times)))
     if sampling.moments == "ends":
         return spread_indices(len(times), count, sampling.rounding)
+    if sampling.moments == "inner":
+        return inner_indices(len(times), count)
+    if sampling.moments == "starts":
+        return start_indices(len(times), count, duration_s * (sampling.fps or 0.0))
+    if sampling.moments == "whole_steps":
+        return [number * (len(times) // count) for number in range(count)]
     # The thousandth keeps a moment that falls on a frame's start on one side of it, however times are rounded.
     moments = times[0] + (np.arange(count) + 0.501) * duration_s / count
     chosen = np.unique(np.searchsorted(times, moments, side="right") - 1)
@@ -133,11 +153,11 @@ def count_frames(num_frames: int, duration_s: float, sampling: VideoSampling) ->
     Args:
         num_frames: that it has.
         duration_s: of the video.
-        sampling: a rate is rounded to the nearest number of frames, or down to one that `multiple_of` divides.
+        sampling: a rate is rounded as `rate_rounding` says, or down to a number that `multiple_of` divides.
     """
     asked = float(sampling.num_frames or duration_s * (sampling.fps or 0.0))
     step = sampling.multiple_of
-    if step == 1:
+    if step == 1 and sampling.rate_rounding == "nearest":
         asked = round(asked)
     # The millionth keeps a whole number that sums of times have missed by a little.
     count = int(min(max(asked, sampling.min_frames), sampling.max_frames, num_frames) + 1e-6)
@@ -158,6 +178,25 @@ def spread_indices(num_frames: int, count: int, rounding: Literal["down", "neare
     return np.linspace(0, num_frames - 1, count, dtype=int).tolist()
 
 
+def inner_indices(num_frames: int, count: int) -> list[int]:
+    """Indices at equal steps that leave as much before the first as behind the last, `count` of `num_frames`."""
+    step = num_frames / (count + 1)
+    return [int(place * step) for place in range(1, count + 1)]
+
+
+def start_indices(num_frames: int, count: int, asked: float) -> list[int]:
+    """Indices at equal steps from the first frame on.
+
+    Args:
+        num_frames: of the video.
+        count: how many.
+        asked: frames that the rate asks for, a fraction of one too, whose steps are kept; where there are to be more or
+            fewer of them, steps are those of as many equal parts.
+    """
+    step = num_frames / (asked if abs(asked - count) < 1 else count)
+    return [min(int(place * step + 1e-6), num_frames - 1) for place in range(count)]
+
+
 def read_span(span: object) -> tuple[float, float]:
     """A row's `metadata["span_s"]`: two increasing seconds.
 
@@ -168,7 +207,33 @@ def read_span(span: object) -> tuple[float, float]:
         start, end = span
         if all(isinstance(second, (int, float)) for second in (start, end)) and 0 <= start < end:
             return float(start), float(end)
-    raise ValueError(f"its metadata's span_s must be two increasing seconds from 0 on, got {span!r}")
+    raise ValueError(f"a part of a video (span_s, parts_s) must be two increasing seconds from 0 on, got {span!r}")
+
+
+def in_parts(sampling: VideoSampling, parts_s: Any, max_frames: int | None = None) -> VideoSampling:
+    """Sampling of nothing but parts of a video, each with its share of the frames and at least one.
+
+    Frames are on show at the middles of equal pieces of a part, as CG-Bench (arXiv:2412.12075) shows the clues to a
+    question; a frame on show at several of them is taken once.
+
+    Args:
+        sampling: says how many frames there are at most.
+        parts_s: [start, end] of each part in seconds: a row's `metadata["parts_s"]`.
+        max_frames: fewer than `sampling` says, if given: its `metadata["parts_frames"]`.
+
+    Raises:
+        ValueError: a part is no two increasing seconds.
+    """
+    if not isinstance(parts_s, Sequence) or isinstance(parts_s, str):
+        raise ValueError(f"its metadata's parts_s must be a list of [start, end] in seconds, got {parts_s!r}")
+    parts = [read_span(part) for part in parts_s]
+    count = min(sampling.num_frames or sampling.max_frames, max_frames or sampling.max_frames)
+    total_s = sum(end - start for start, end in parts)
+    moments: set[float] = set()
+    for start, end in parts:
+        pieces = max(1, int(count * (end - start) / total_s + 1e-6))
+        moments |= {start + (end - start) * (piece + 0.5) / pieces for piece in range(pieces)}
+    return replace(sampling, at_s=tuple(sorted(moments)))
 
 
 def shown_at(times: NDArray[np.float64], moment: float, side: Literal["left", "right"] = "right") -> int:

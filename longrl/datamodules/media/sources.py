@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from longrl.datamodules.media.frame_lists import FRAME_LIST_SUFFIX, FrameListReader
 from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS, MediaLimits
 from longrl.datamodules.media.remote import NO_REMOTE, RemoteMedia
@@ -67,11 +69,30 @@ class FileFrames:
     remote: RemoteMedia = NO_REMOTE
 
     def __call__(self) -> Iterator[Frames]:
-        """The shard's frames in chunks."""
-        reader = open_video(
+        """The shard's frames in chunks, on the CPU."""
+        reader = self._reader()
+        return reader.chunks(self.limits.frames_at_once(reader.outline))
+
+    def decoded_on(self, device: torch.device) -> Iterator[Frames]:
+        """The same on the encoder's device, if the video is to be decoded there.
+
+        Raises:
+            ValueError: it is to be, and the device is no GPU.
+        """
+        reader = self._reader()
+        num_frames = self.limits.frames_at_once(reader.outline)
+        if self.sampling.decode_on == "cpu" or not isinstance(reader, VideoReader):
+            return reader.chunks(num_frames)
+        if device.type != "cuda":
+            raise ValueError(
+                f"data.video.decode_on=encoder needs the encoder on a CUDA device, but it is on {device}; set it to cpu"
+            )
+        return reader.chunks(num_frames, device)
+
+    def _reader(self) -> VideoReader | FrameListReader:
+        return open_video(
             self.path, self.sampling, self.shard, self.temporal_patch_size, self.remote, self.limits.media
         )
-        return reader.chunks(self.limits.frames_at_once(reader.outline))
 
 
 def open_video(

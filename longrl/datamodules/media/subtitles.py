@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,7 +20,7 @@ from longrl.types import Frames, Row, UnusableSample
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".srt", ".vtt", ".json")
+SUFFIXES = (".srt", ".vtt", ".json", ".jsonl")
 """Endings of subtitle files; the first that a folder has for a video counts."""
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
 """What JSON of another form raises."""
@@ -38,10 +38,12 @@ class Subtitles:
     """
 
     source: str | None = None
-    """A folder with files of the videos' names, `.srt`, `.vtt` or `.json`; or `record`, for what a row's metadata has
-    under `subtitles`: a file, the lines themselves, or a text; a list of files where a row has several videos."""
-    lines: Literal["frames", "all"] = "frames"
-    """Lines that are on show while a sampled frame is, or all of the video's."""
+    """A folder with files of the videos' names, `.srt`, `.vtt`, `.json` or `.jsonl`; or `record`, for what a row's
+    metadata has under `subtitles`: a file, the lines themselves, or a text; a list of files where a row has several
+    videos. Times of a file begin `subtitles_from_s` of the metadata before the video does, if that is there."""
+    lines: Literal["frames", "all", "interleaved"] = "frames"
+    """Lines that are on show while a sampled frame is, all of the video's, or frames as single images with the lines
+    between them, as LongVideoBench asks (`interleaved_frames.py`)."""
     max_chars: int = 8000
     """More than that, all videos of a question together, and only every second line is shown, or every third, and so
     on: the first of these that fits. One line that is too long by itself is cut."""
@@ -55,8 +57,15 @@ class Subtitles:
     """Line in their place where a video has none; null leaves the heading out as well."""
     when_blind: Literal["drop", "keep"] = "drop"
     """Their treatment where a question is asked without its video; kept, they are all lines."""
+    words: bool = False
+    """The lines are single words, as of Video-MME-v2: with blanks between them, and none left out as a repeat."""
 
     def __post_init__(self) -> None:
+        if self.lines == "interleaved" and self.words:
+            raise ValueError(
+                "data.subtitles.words=true writes words behind each other, and lines=interleaved puts lines between "
+                "frames; set one of them"
+            )
         if self.max_chars < 1:
             raise ValueError(f"data.subtitles.max_chars must be at least 1, got {self.max_chars}")
         if self.source not in (None, "record") and not os.path.isdir(os.path.expanduser(str(self.source))):
@@ -65,6 +74,16 @@ class Subtitles:
                 f"{os.getcwd()}); correct the path"
             )
 
+    @property
+    def lays_out_frames(self) -> bool:
+        """True if frames are shown as single images with the lines between them."""
+        return self.source is not None and self.lines == "interleaved"
+
+    def identity(self) -> dict[str, Any]:
+        """All fields by name, but for later ones that have their default: stored answers are found by it."""
+        later = {"words": False}
+        return {name: value for name, value in asdict(self).items() if later.get(name, self) != value}
+
 
 class Line(NamedTuple):
     """One line and when it is on show, in seconds from the video's start."""
@@ -72,6 +91,10 @@ class Line(NamedTuple):
     start_s: float
     end_s: float
     text: str
+
+    def earlier(self, seconds: float) -> Line:
+        """The same line so many seconds earlier; it may begin before 0."""
+        return Line(self.start_s - seconds, self.end_s - seconds, self.text)
 
 
 def subtitle_text(row: Row, options: Subtitles, videos: Sequence[Frames] | None) -> str:
@@ -90,7 +113,8 @@ def subtitle_text(row: Row, options: Subtitles, videos: Sequence[Frames] | None)
     span = read_span(row.metadata["span_s"]) if row.metadata.get("span_s") else None
     pairs = itertools.zip_longest(lines_of(row, options.source), videos or ())
     by_video = [texts for lines, video in pairs if (texts := _chosen(lines or [], video, span, options))]
-    blocks = ["\n".join(take_fitting(texts, options.max_chars // len(by_video))) for texts in by_video]
+    between = " " if options.words else "\n"
+    blocks = [between.join(take_fitting(texts, options.max_chars // len(by_video))) for texts in by_video]
     if not blocks and options.absent is not None:
         blocks = [options.absent]
     return "\n".join([options.heading, "\n\n".join(blocks)]) + options.ending if blocks else ""
@@ -136,6 +160,14 @@ def take_fitting(texts: Sequence[str], max_chars: int) -> list[str]:
 
 def lines_of(row: Row, source: str) -> list[list[Line]]:
     """Subtitles of each of a row's videos."""
+    from_s = float(row.metadata.get("subtitles_from_s") or 0.0)
+    if from_s:
+        return [[line.earlier(from_s) for line in lines] for lines in _lines_as_written(row, source)]
+    return _lines_as_written(row, source)
+
+
+def _lines_as_written(row: Row, source: str) -> list[list[Line]]:
+    """The same with the times of the files."""
     if source != "record":
         paths = [_file_of(video, source) for video in row.videos or row.metadata.get("left_out_videos", ())]
         return [read_subtitles(path) if path else [] for path in paths]
@@ -178,21 +210,28 @@ def _chosen(lines: Sequence[Line], video: Frames | None, span: Sequence[float] |
     shown = [line for line in lines if line.start_s < end and line.end_s > start and line.text]
     if video is not None and options.lines == "frames":
         shown = [line for line in shown if any(line.start_s <= time < line.end_s for time in video.timestamps)]
+    if options.words:
+        return [line.text for line in shown]
     texts = []
     for text, same in itertools.groupby(shown, key=lambda line: line.text):
-        minutes, seconds = divmod(int(next(same).start_s), 60)
-        texts.append(f"[{minutes}:{seconds:02d}] {text}" if options.times else text)
+        texts.append(timed_text(next(same)) if options.times else text)
     return texts
+
+
+def timed_text(line: Line) -> str:
+    """A line behind its time: "[1:05] She waves."."""
+    minutes, seconds = divmod(int(max(line.start_s, 0.0)), 60)
+    return f"[{minutes}:{seconds:02d}] {line.text}"
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
 def read_subtitles(path: str | Path) -> list[Line]:
-    """The lines of a `.srt`, `.vtt` or `.json` file in the order of their times, each in one line, without markup.
+    """The lines of a `.srt`, `.vtt`, `.json` or `.jsonl` file by their times, each in one line, without markup.
 
-    JSON is a list of `{start, end, text}` (or `line` for `text`, or `timestamp: [start, end]`), in seconds or as
-    "00:01:05.2", by itself or under `segments`.
+    JSON is a list of `{start, end, text}` (or `line` for `text`, or `start_time` and `end_time`, or `timestamp: [start,
+    end]`), in seconds or as "00:01:05.2", by itself or under `segments`; of `.jsonl` each line is one of these.
 
     Raises:
         UnusableSample: no such file, or no lines in it.
@@ -215,6 +254,8 @@ def _read(path: str, version: int) -> tuple[Line, ...]:
         text = Path(path).read_bytes().decode("utf-8-sig")
         if path.endswith(".json"):
             lines = _from_json(parse_json(text))
+        elif path.endswith(".jsonl"):
+            lines = _from_json([parse_json(line) for line in text.splitlines() if line.strip()])
         else:
             for event in pysubs2.SSAFile.from_string(text, format_=path.rpartition(".")[2]):
                 # A blank line ends a cue of WebVTT; what follows are notes and names, which pysubs2 leaves in.
@@ -237,7 +278,11 @@ def _from_json(value: Any) -> list[Line]:
         raise ValueError(f"subtitles are a list of lines, got {type(entries).__name__}")
     lines = []
     for one in entries:
-        start, end = one["timestamp"] if "timestamp" in one else (one["start"], one["end"])
+        if "timestamp" in one:
+            start, end = one["timestamp"]
+        else:
+            names = ("start_time", "end_time") if "start_time" in one else ("start", "end")
+            start, end = (one[name] for name in names)
         text = one["text"] if "text" in one else one["line"]
         lines.append(Line(_seconds(start), float("inf") if end is None else _seconds(end), _plain(str(text))))
     return lines

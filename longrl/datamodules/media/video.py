@@ -1,4 +1,4 @@
-"""Video files to `Frames`: which frames are sampled, and their pixels, decoded by PyAV.
+"""Video files to `Frames`: which frames are sampled, by PyAV's scan of the packets, and their pixels, by a decoder.
 
 Runs in loader workers. What cannot be read as it is raises `UnusableSample`; nothing is ever put in its place. A video
 is decoded frame by frame, so what is in memory is what the caller asks for at once (bench/decode.py).
@@ -14,13 +14,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 import torch
 from av.sidedata.sidedata import Type as SideData
+from torch import Tensor
 
+from longrl.datamodules.media.decoders import (
+    CPU,
+    DecodesFrames,
+    DecordFrames,
+    TorchcodecFrames,
+    check_readable,
+    decoder_version,
+    refused,
+)
 from longrl.datamodules.media.frame_index import (
     BROADCASTS,
     ENCODE_ANEW,
@@ -32,20 +41,12 @@ from longrl.datamodules.media.frame_index import (
     missing_tail_s,
     trim_broadcast,
 )
-from longrl.datamodules.media.opening import (
-    DEFAULT_MEDIA_LIMITS,
-    DecodeClock,
-    MediaLimits,
-    decoder_errors,
-    open_container,
-    open_decoder,
-)
-from longrl.datamodules.media.orientation import UPRIGHT, orientation_of
+from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS, DecodeClock, MediaLimits, decoder_errors
+from longrl.datamodules.media.orientation import UPRIGHT, is_exact, orientation_of
+from longrl.datamodules.media.pyav_frames import FramePosition, PyAVFrames, opened_video
 from longrl.datamodules.media.sampling import VideoSampling, sample_indices
 from longrl.types import FULL_SHARD, Frames, FrameShard, TemporalPatchSize, UnusableSample
 
-SEEK_FRAMES = 8
-"""A key frame so many frames ahead is reached faster by a seek than by decoding what lies between."""
 MIB = 1 << 20
 _DIGESTS: dict[tuple[str, int, int], str] = {}
 """Path, size and time of change of a file -> sha256 of its content."""
@@ -96,145 +97,70 @@ class VideoReader:
         indices = sample_indices(index.starts, index.end_s, sampling)
         held = shard.frames(len(indices), temporal_patch_size)
         self.path = path
+        self._decoder = sampling.decoder
         self._limits = limits
         self._index = index
         self.indices = indices[held.start : held.stop]
         """Those of the shard's frames in the file."""
-        is_plain = index.orientation == UPRIGHT and not index.has_alpha
-        size = index.size if is_plain else index.orientation.size(*index.size)
-        self._rule = "" if is_plain else index.pixel_rule  # without one, keys are those of before there were any
+        decoder = decoder_version(sampling)
+        # Keys of files that are shown as they are stored have no rule, as before there were any.
+        said = f"video {digest} {decoder} {indices}{index.pixel_rule}"
         self.outline = Frames(
             kind="video",
-            pixels=torch.empty(0, 3, *size, dtype=torch.uint8),
+            pixels=torch.empty(0, 3, *index.shown_size, dtype=torch.uint8),
             timestamps=tuple((index.starts[indices] - index.starts[0]).tolist()),
-            key=hashlib.sha256(f"video {digest} PyAV {av.__version__} {indices}{self._rule}".encode()).hexdigest(),
+            key=hashlib.sha256(said.encode()).hexdigest(),
             duration_s=duration_s,
             indices=tuple(indices),
             missing_s=index.missing_s,
         )
         """Times, key and size, without a frame."""
 
-    def chunks(self, num_frames: int) -> Iterator[Frames]:
+    def chunks(self, num_frames: int, device: torch.device = CPU) -> Iterator[Frames]:
         """The shard's frames, so many at a time, the last time fewer. Each call decodes anew.
+
+        Args:
+            num_frames: of a chunk.
+            device: where torchcodec decodes; pixels are there.
 
         Raises:
             UnusableSample: a frame of the chunk cannot be decoded exactly.
         """
-        height, width = self._index.size
-        with opened_video(self.path, self._limits) as (container, stream):
-            clock = DecodeClock(self.path, self._limits)
-            position = FramePosition(container, stream, self._index, clock)
+        with self._opened(device) as frames:
             for start in range(0, len(self.indices), num_frames):
-                chunk = self.indices[start : start + num_frames]
-                pixels = np.empty((len(chunk), *self.outline.pixels.shape[2:], 3), np.uint8)  # [F, H, W, 3]
-                for i, index in enumerate(chunk):
-                    frame = position.advance_to(index)
-                    if frame is None:
-                        raise UnusableSample(self.path, f"it cannot be decoded (frame {index} is damaged or missing)")
-                    if self._rule:
-                        pixels[i] = self._index.rgb_pixels(frame)
-                    else:
-                        pixels[i] = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
-                yield replace(self.outline, pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2))
+                pixels = frames.pixels(self.indices[start : start + num_frames])
+                self._check_size(pixels)
+                yield replace(self.outline, pixels=pixels)
 
-
-class FramePosition:
-    """Where decoding stands in a file: it goes on from frame to frame, or from a key frame if that is nearer.
-
-    Whatever the container makes of a seek, a frame is given only if decoding began at a key frame of the index at or
-    before it, or at the file's beginning, and met no error since.
-    """
-
-    def __init__(self, container: Any, stream: Any, index: FrameIndex, clock: DecodeClock) -> None:
-        self._container = container
-        self._stream = stream
-        self._index = index
-        self._clock = clock
-        self._frames = _decoded(container, stream, index, clock, None if index.key_bytes is None else len(index.pts))
-        self._next = 0
-        self._can_jump = not index.in_order
-        self._can_restart = not index.in_order
-        self._lost_key = -1
-        """Number of a key frame behind which something is damaged; frames that rest on it are not tried again."""
-
-    def advance_to(self, index: int) -> Any | None:
-        """The frame of that index, later than the last one; None if it is damaged or missing.
+    def try_ends(self) -> None:
+        """Decodes the first and the last frame on the CPU, for whoever leaves all others to an encoder.
 
         Raises:
-            UnusableSample: decoding takes longer than the limits allow.
+            UnusableSample: one of them cannot be decoded exactly.
         """
-        self._clock.start()
-        pts = int(self._index.pts[index])
-        nth = int(np.searchsorted(self._index.keys, index, side="right")) - 1
-        if nth == self._lost_key:
-            return None
-        # 1. Going on, or a jump to a key frame far ahead. A seek may fail, and an open GOP may need what is before it.
-        is_far = self._can_jump and int(self._index.keys[nth]) - self._next > SEEK_FRAMES
-        starts: list[int | None] = [] if is_far else [None]
-        if self._can_jump:
-            starts += [nth, nth - 1] if self._index.key_bytes is not None and nth > 1 else [nth]
-        starts.append(0)
-        self._next = index + 1
-        # 2. The frame of that time, from the first start that leads to it.
-        for start in starts:
-            if start == 0 and not self._can_restart:
-                continue
-            try:
-                if start is not None:
-                    self._jump(start, index)
-                for frame in self._frames:
-                    if frame.pts is not None and frame.pts >= pts:
-                        if frame.pts > pts or frame.is_corrupt:
-                            break
-                        # From here on in turn, if only the beginning leads to a frame.
-                        self._can_jump = self._can_jump and (start != 0 or nth == 0)
-                        return frame
-            except av.FFmpegError:  # damaged, or begun too late
-                pass
-            self._can_restart = self._can_restart and start != 0
-        self._lost_key = nth
-        return None
+        ends = sorted({self.indices[0], self.indices[-1]})
+        with self._opened(CPU) as frames:
+            self._check_size(frames.pixels(ends))
 
-    def _jump(self, nth: int, index: int) -> None:
-        """Has decoding begin at the nth key frame, or at one between that and a frame."""
-        if self._index.key_bytes is not None:
-            position = int(self._index.key_bytes[nth]) if nth else 0
-            self._container.seek(position, stream=self._stream, unsupported_byte_offset=True)
-            last: int | None = index
-        else:
-            self._container.seek(int(self._index.pts[self._index.keys[nth]]), stream=self._stream)
-            last = index if nth else None  # nothing is before the first one
-        self._frames = _decoded(self._container, self._stream, self._index, self._clock, last)
+    def _check_size(self, pixels: Tensor) -> None:
+        """A decoder that does not know how frames stand, or that they changed their size, gives other pictures."""
+        found, expected = tuple(pixels.shape[2:]), tuple(self.outline.pixels.shape[2:])
+        if found != expected:
+            raise refused(self.path, self._decoder, f"it gives frames of {found} pixels, not {expected}")
 
-
-def _decoded(container: Any, stream: Any, index: FrameIndex, clock: DecodeClock, last: int | None) -> Iterator[Any]:
-    """Frames from where a container stands to a damaged packet.
-
-    Decoding begins at the first key frame of the index, which must not be later than frame `last`; at once if that is
-    None.
-    """
-    shown = index.pts
-    limit, is_waiting = len(shown) if last is None else last, last is not None
-    num_frames = 0
-    for packet in container.demux(stream):
-        clock.check()
-        if is_waiting:
-            if packet.pts is None or not packet.is_keyframe:
-                continue
-            number = int(np.searchsorted(shown, packet.pts))
-            if number > limit:
-                return
-            if number == len(shown) or shown[number] != packet.pts:
-                continue
-            is_waiting = False
-        if packet.is_corrupt:
-            yield from stream.decode(None)  # what the decoder holds is whole
+    @contextmanager
+    def _opened(self, device: torch.device) -> Iterator[DecodesFrames]:
+        """The file as its decoder has it."""
+        path, index, limits = self.path, self._index, self._limits
+        if self._decoder == "pyav":
+            with opened_video(path, limits) as (container, stream):
+                yield PyAVFrames(path, container, stream, index, limits)
             return
-        for frame in packet.decode():
-            if index.in_order and num_frames < len(shown):
-                frame.pts = int(shown[num_frames])
-            num_frames += 1
-            yield frame
+        check_readable(path, index, self._decoder)
+        if self._decoder == "decord":
+            yield DecordFrames(path, index, limits)
+        else:
+            yield TorchcodecFrames(path, index, limits, device)
 
 
 def hold_frames(parts: Iterator[Frames], num_frames: int, max_mib: int) -> Frames | None:
@@ -259,17 +185,6 @@ def hold_frames(parts: Iterator[Frames], num_frames: int, max_mib: int) -> Frame
     return replace(first, pixels=pixels)
 
 
-@contextmanager
-def opened_video(path: str | Path, limits: MediaLimits = DEFAULT_MEDIA_LIMITS) -> Iterator[tuple[Any, Any]]:
-    """A file's container and its video stream; what goes wrong inside is `UnusableSample`."""
-    with decoder_errors(path), open_container(path, limits) as container:
-        stream = container.streams.best("video")
-        if stream is None:
-            raise UnusableSample(path, "it cannot be decoded (there is no video in it)")
-        open_decoder(path, stream, limits)
-        yield container, stream
-
-
 def read_frame_index(path: str | Path, limits: MediaLimits = DEFAULT_MEDIA_LIMITS) -> FrameIndex:
     """The times of a file's frames, from its packets, and how they stand, from its first frame.
 
@@ -278,13 +193,14 @@ def read_frame_index(path: str | Path, limits: MediaLimits = DEFAULT_MEDIA_LIMIT
     """
     # 1. The packets that are whole; of a broadcast, from the first key frame on.
     scan = _scan_packets(path, limits)
+    matrix = scan.display_matrix
     packets = scan.packets
     is_torn = bool(packets) and packets[-1].is_corrupt
     while packets and packets[-1].is_corrupt:
         packets.pop()
     try:
         packets = trim_broadcast(packets) if scan.is_broadcast else packets
-        orientation = UPRIGHT if scan.display_matrix is None else orientation_of(scan.display_matrix)
+        orientation = UPRIGHT if matrix is None else orientation_of(matrix)
     except ValueError as error:
         raise UnusableSample(path, f"{error}; {ENCODE_ANEW}") from error
     if not packets:
@@ -312,8 +228,9 @@ def read_frame_index(path: str | Path, limits: MediaLimits = DEFAULT_MEDIA_LIMIT
             missing_s = missing_tail_s(path, limits)
     key_bytes = positions[keys] if scan.is_broadcast else None
     return FrameIndex(
-        pts, starts, end_s, keys, scan.size, orientation, scan.has_alpha, key_bytes, scan.in_order, missing_s
-    )
+        pts, starts, end_s, keys, scan.size, orientation, scan.has_alpha, key_bytes, scan.in_order, missing_s,
+        is_exactly_turned=matrix is None or is_exact(matrix), pixel_format=scan.pixel_format,
+    )  # fmt: skip
 
 
 def known_index(path: str | Path, limits: MediaLimits) -> FrameIndex:
@@ -354,6 +271,7 @@ def _scan_packets(path: str | Path, limits: MediaLimits) -> PacketScan:
             size=(stream.height, stream.width),
             display_matrix=None if matrix is None else bytes(matrix),
             has_alpha=first is not None and any(part.is_alpha for part in first.format.components),
+            pixel_format="" if first is None else first.format.name,
             is_broadcast=container.format.name in BROADCASTS,
             # An AVI stores frames in decoding order and no times at all.
             in_order=container.format.name == "avi" and bool(stream.codec_context.has_b_frames),

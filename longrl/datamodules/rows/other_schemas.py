@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from longrl.datamodules.rows.published import canonical_row, lmms_eval_row, video_r1_row
+from longrl.datamodules.rows.lmms_eval import lmms_eval_row
+from longrl.datamodules.rows.published import canonical_row, video_r1_row
 from longrl.datamodules.rows.question_rows import RowFunction, make_rows, text_math_row
 from longrl.datamodules.rows.sources import Record
 from longrl.types import Row

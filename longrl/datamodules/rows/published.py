@@ -18,7 +18,6 @@ from typing import Any
 from longrl.datamodules.rows.media_files import find_video
 from longrl.datamodules.rows.question_rows import (
     first_field,
-    is_null,
     media_field,
     media_fields,
     metadata_field,
@@ -46,7 +45,7 @@ CHOOSE_ALL = (
     "with 'none'."
 )
 TASKS = (
-    "multiple_choice", "math", "numeric", "exact", "temporal_iou", "box_iou", "regression", "ocr", "free_form",
+    "multiple_choice", "math", "numeric", "exact", "temporal_iou", "box_iou", "regression", "mra", "ocr", "free_form",
     "open_ended",
 )  # fmt: skip
 VIDEO_R1_TASKS = {
@@ -82,50 +81,6 @@ def canonical_row(record: Record, index: int, media_root: str | None = None) -> 
     return question_row(record, index, text_field(record, "question", index), fields)
 
 
-def lmms_eval_row(record: Record, index: int, media_root: str | None = None) -> Row:
-    """A document of an lmms-eval task, or a line of its sample logs, whose document is in `doc`.
-
-    Documents differ by task; the first of these names that is there counts. Question: `question`, `problem`. Options:
-    `options`, `choices`, `candidates` (a list or a mapping by letter), or columns `a0`.., `option0`.. or `A`... Answer:
-    `answer`, `correct_choice`, `answer_number`, `answer_id`, a letter, a wording or, as an integer, an index from 0 on.
-    Video: `video`, `video_path`, `video_name`, `videoID`, `video_id`. Category: `category`, `problem_type`,
-    `task_type`, `question_category`, `question_type`, `type`. Fields may be null (MLVU), and columns of options "N/A"
-    behind the last one (LongVideoBench).
-    """
-    doc = record["doc"] if isinstance(record.get("doc"), Mapping) else record
-    named = {**doc, "id": first_field(doc, "question_id", "id", "qid", "doc_id", default=record.get("doc_id", index))}
-    video = first_field(doc, "video", "video_path", "video_name", "videoID", "video_id")
-    if video is None:
-        raise missing_field_error(
-            named, index, "video", ", and so are 'video_path', 'video_name', 'videoID' and 'video_id'"
-        )
-    known = {name: doc[name] for name in ("duration", "domain", "task_type") if name in doc}
-    asks_problem = is_null(doc.get("question")) and not is_null(doc.get("problem"))
-    fields = {
-        "question": text_field(named, "problem" if asks_problem else "question", index),
-        "options": _options(doc),
-        "answer": first_field(doc, "answer", "correct_choice", "answer_number", "answer_id"),
-        "category": first_field(
-            doc, "category", "problem_type", "task_type", "question_category", "question_type", "type"
-        ),
-        "metadata": {"video_id": first_field(doc, "videoID", "video_id", default=Path(str(video)).stem)} | known,
-    }
-    return _video_row(named, index, media_root, str(video), fields)
-
-
-def _options(doc: Mapping[str, Any]) -> Sequence[object]:
-    options = first_field(doc, "options", "choices", "candidates")
-    if isinstance(options, Mapping):
-        return [options[key] for key in sorted(options)]
-    if options is not None and len(options):
-        return list(options)
-    for names in ([f"a{n}" for n in range(10)], [f"option{n}" for n in range(10)], list("ABCDEFGH")):
-        columns = [None if doc.get(name) in ("", "N/A") else doc.get(name) for name in names]
-        if sum(not is_null(column) for column in columns) > 1:
-            return columns
-    return ()
-
-
 # ---------------------------------------------------------------------------------------------------------- videos
 
 
@@ -140,7 +95,7 @@ def video_mme_row(record: Record, index: int, media_root: str | None = None) -> 
         "category": text_field(record, "duration", index),
         "metadata": {name: record.get(name) for name in ("duration", "domain", "sub_category", "task_type")},
     }
-    return _video_row(record, index, media_root, text_field(record, "videoID", index), fields)
+    return video_row(record, index, media_root, text_field(record, "videoID", index), fields)
 
 
 def video_r1_row(record: Record, index: int, media_root: str | None = None) -> Row:
@@ -186,9 +141,9 @@ def llava_video_rows(record: Record, index: int, media_root: str | None = None) 
             "category": source,
             "metadata": {"duration": duration[0] if duration else None},
         }
-        return _video_row(record, index, media_root, video, fields)
+        return video_row(record, index, media_root, video, fields)
 
-    return _each(list(zip(turns[::2], turns[1::2], strict=True)), row)
+    return each_row(list(zip(turns[::2], turns[1::2], strict=True)), row)
 
 
 def next_qa_row(record: Record, index: int, media_root: str | None = None) -> Row:
@@ -203,7 +158,7 @@ def next_qa_row(record: Record, index: int, media_root: str | None = None) -> Ro
         "category": NEXT_QA_KINDS.get(kind[:1]),
         "metadata": {"task_type": kind or None},
     }
-    return _video_row(record, index, media_root, video, fields)
+    return video_row(record, index, media_root, video, fields)
 
 
 def perception_test_rows(record: Record, index: int, media_root: str | None = None) -> list[Row | ValueError]:
@@ -224,9 +179,9 @@ def perception_test_rows(record: Record, index: int, media_root: str | None = No
             "category": item.get("area"),
             "metadata": {"task_type": item.get("reasoning"), "tags": item.get("tag")},
         }
-        return _video_row(item, index, media_root, video, fields)
+        return video_row(item, index, media_root, video, fields)
 
-    return _each(record.get("mc_question", [record]), row)
+    return each_row(record.get("mc_question", [record]), row)
 
 
 def clevrer_rows(record: Record, index: int, media_root: str | None = None) -> list[Row | ValueError]:
@@ -245,9 +200,9 @@ def clevrer_rows(record: Record, index: int, media_root: str | None = None) -> l
             "category": text_field(item, "question_type", index),
             "metadata": {"task_type": item.get("question_subtype")},
         }
-        return _video_row(item, index, media_root, video, fields | _clevrer_answer(item, index))
+        return video_row(item, index, media_root, video, fields | _clevrer_answer(item, index))
 
-    return _each(record.get("questions") or [], row)
+    return each_row(record.get("questions") or [], row)
 
 
 def _clevrer_answer(item: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -294,13 +249,13 @@ def star_row(record: Record, index: int, media_root: str | None = None) -> Row:
         "category": name.partition("_")[0],
         "metadata": {"span_s": [start, end]},
     }
-    return _video_row(record, index, media_root, text_field(record, "video_id", index), fields)
+    return video_row(record, index, media_root, text_field(record, "video_id", index), fields)
 
 
 # --------------------------------------------------------------------------------------------------------- the parts
 
 
-def _video_row(
+def video_row(
     record: Mapping[str, Any], index: int, media_root: str | None, video: str, fields: Mapping[str, Any]
 ) -> Row:
     """The row of a question on one video; question and options are the record's unless `fields` has others."""
@@ -310,7 +265,7 @@ def _video_row(
     return question_row(record, index, question, known)
 
 
-def _each(items: Sequence[Any], row: Callable[[Any, int], Row]) -> list[Row | ValueError]:
+def each_row(items: Sequence[Any], row: Callable[[Any, int], Row]) -> list[Row | ValueError]:
     """A row of each item; what is wrong with one takes its place."""
     return [row_or_error(row, item, position) for position, item in enumerate(items)]
 

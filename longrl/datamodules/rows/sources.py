@@ -15,7 +15,11 @@ from longrl.io.text_files import read_utf8, utf8_file
 
 Record = dict[str, Any]
 
-FILE_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
+FILE_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt")
+LINE_FIELD, NAME_FIELD = "line", "record_name"
+"""What a line of a text file, and the name of a record that a JSON file has under one, are called in the record."""
+JOINED = re.compile(r"(?<=\.json)\+(?=[^+]+\.json$)|(?<=\.jsonl)\+(?=[^+]+\.jsonl$)")
+"""Between two files that go together."""
 RECORDS_PER_BATCH = 64
 """Records of a parquet file that are in memory at once."""
 HUB_SOURCE = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w.\[\]%+:-]+))?")
@@ -25,16 +29,21 @@ def read_records(source: str | Path) -> Sequence[Record]:
     """All records of a source; those of parquet files and hub data sets are read as they are asked for.
 
     Args:
-        source: a file or a hub id. Files: `.json` (a list of records, or records by name, of which the names are not
-            kept), `.jsonl`, `.parquet`, `.csv` or `.tsv` (all values text, the first line their names). A hub id is
-            `owner/name:split`, or `owner/name/config:split` where a data set has several configurations; the split is
-            `train` when left out, and may be sliced as `datasets` allows: `owner/name:train[:1%]`.
+        source: a file or a hub id. Files: `.json` (a list of records, or records by name, which is their
+            `record_name` then), `.jsonl`, `.parquet`, `.csv` or `.tsv` (all values text, the first line their names),
+            `.txt` (the `line` of each record); `a.json+b.json` are two files whose records go together in turn, and
+            must agree in the fields that both have. A hub id is `owner/name:split`, or `owner/name/config:split` where
+            a data set has several configurations; the split is `train` when left out, and may be sliced as `datasets`
+            allows: `owner/name:train[:1%]`.
 
     Raises:
         ValueError: nothing there, not readable, or no record in it.
     """
     path = Path(source).expanduser()
-    if path.suffix in FILE_SUFFIXES:
+    parts = JOINED.split(str(source))
+    if len(parts) > 1:
+        records: Sequence[Record] = _joined(parts)
+    elif path.suffix in FILE_SUFFIXES:
         records = _read_file(path)
     elif hub := HUB_SOURCE.fullmatch(str(source)):
         records = _read_hub(hub["name"], hub["config"], hub["split"] or "train")
@@ -49,8 +58,29 @@ def read_records(source: str | Path) -> Sequence[Record]:
 
 def media_root_of(source: str | Path) -> str | None:
     """Where relative media paths of a source start unless the user says so: beside a file, nowhere for a hub id."""
-    path = Path(source).expanduser()
+    path = Path(JOINED.split(str(source))[0]).expanduser()
     return str(path.parent) if path.suffix in FILE_SUFFIXES else None
+
+
+def _joined(sources: Sequence[str]) -> list[Record]:
+    """The records of two files side by side, such as questions and their answers."""
+    first, second = (read_records(one) for one in sources)
+    if len(first) != len(second):
+        raise ValueError(
+            f"{'+'.join(sources)}: files that go together must have as many records, got {len(first)} and "
+            f"{len(second)}; give the two of one split"
+        )
+    joined = []
+    for index, (one, other) in enumerate(zip(first, second, strict=True)):
+        differing = [name for name in one.keys() & other.keys() if one[name] != other[name]]
+        if differing:
+            name = min(differing)
+            raise ValueError(
+                f"{'+'.join(sources)}: record {index} has {name} {one[name]!r:.60} in one and {other[name]!r:.60} in "
+                "the other; give files of one split in the same order"
+            )
+        joined.append({**one, **other})
+    return joined
 
 
 def _read_file(path: Path) -> Sequence[Record]:
@@ -65,6 +95,8 @@ def _read_file(path: Path) -> Sequence[Record]:
                 return list(csv.DictReader(file, delimiter=delimiter))
         except csv.Error as error:
             raise ValueError(f"{path} is no table: {error}; is every line cut by {delimiter!r}?") from error
+    if path.suffix == ".txt":
+        return [{LINE_FIELD: line} for line in read_utf8(path).splitlines() if line.strip()]
     return _read_json(path) if path.suffix == ".json" else read_jsonl(path)
 
 
@@ -73,7 +105,10 @@ def _read_json(path: Path) -> list[Record]:
         records = parse_json(read_utf8(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}; name a file of one record per line .jsonl") from error
-    listed = list(records.values()) if isinstance(records, dict) and records else records
+    listed = records
+    if isinstance(records, dict) and records:
+        named = records.items()
+        listed = [{NAME_FIELD: name, **each} if isinstance(each, dict) else each for name, each in named]
     if not isinstance(listed, list) or not all(isinstance(record, dict) for record in listed):
         raise ValueError(f"{path} must hold a list of records, or records by name, got {type(records).__name__}")
     return listed

@@ -135,7 +135,7 @@ def everything(text_source, **trainer):
         "curriculum": {
             "pass_rates": {"low": 0.05, "high": 0.95, "weight": "variance", "pass_share": 0.5, "retry_after": 2},
             "learning_progress": {"window": 2, "floor": 0.2},
-            "video": {"max_frames": {"steps": [0, 10], "values": [4, 8], "shape": "linear"}},
+            "video": {"max_frames": {"steps": [0, 4, 8], "values": [4, 8, 4], "shape": "linear"}},
         },
     }
     values["checkpoint"] = {"every_n_train_steps": 6}
@@ -153,6 +153,9 @@ def test_a_run_with_every_curriculum_that_is_resumed_ends_as_the_uninterrupted_o
             found[name].append(float(value))
     # Steps that find fewer groups take fewer optimizer steps; numbers are in order all the same.
     assert sorted(set(found["data/max_frames"])) == [4, 6, 8]  # whole temporal patches of two
-    assert found["data/max_frames"] == sorted(found["data/max_frames"])
+    peak = found["data/max_frames"].index(8)
+    assert found["data/max_frames"][:peak] == sorted(found["data/max_frames"][:peak])
+    assert found["data/max_frames"][peak:] == sorted(found["data/max_frames"][peak:], reverse=True)
+    assert found["data/max_frames"][-1] == 4
     assert sorted(set(found["data/max_completion_tokens"])) == [2, 3, 5]
     assert len(set(found["data/weight_train"])) > 2

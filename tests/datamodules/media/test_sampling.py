@@ -107,8 +107,8 @@ def test_an_hour_is_thinned_to_the_maximum():
         ({"fps": float("nan")}, "fps must be above 0"),
         ({"min_frames": 0}, "1 <= min_frames <= max_frames, got 0"),
         ({"min_frames": 9, "max_frames": 8}, "got 9 and 8"),
-        ({"moments": "start"}, "moments must be middles or ends, got 'start'"),
-        ({"rounding": "nearest"}, "moments=middles goes by time; set moments to ends"),
+        ({"moments": "start"}, "moments must be middles or ends or inner or starts or whole_steps, got 'start'"),
+        ({"rounding": "nearest"}, "the first to the last, and moments is middles; set moments to ends"),
         ({"multiple_of": 3}, "divide num_frames, min_frames and max_frames, got 3 for None, 4 and 768"),
         ({"fps": None, "num_frames": 1000}, "num_frames=1000 must lie between min_frames=4 and max_frames=768"),
     ],
@@ -182,6 +182,15 @@ def test_steps_count_frames_where_middles_count_time():
     assert sample_indices(starts, 8.0, replace(sampling, span_s=(0.0, 4.0))) == [0, 1, 2, 3]
 
 
+def test_starts_are_every_so_many_seconds_and_inner_steps_leave_both_ends_out():
+    every = VideoSampling(fps=2.0, moments="starts")
+    assert sample_indices(np.arange(109) / 10, 10.9, every) == list(range(0, 110, 5))
+    assert sample_indices(np.arange(109) / 10, 10.9, replace(every, rate_rounding="down")) == list(range(0, 105, 5))
+    assert sample_indices(np.arange(100) / 10, 10.0, replace(every, max_frames=4)) == [0, 25, 50, 75]
+    assert sample_indices(np.arange(100) / 10, 10.0, VideoSampling(None, 4, moments="starts")) == [0, 25, 50, 75]
+    assert sample_indices(np.arange(100) / 10, 10.0, VideoSampling(None, 4, moments="inner")) == [20, 40, 60, 80]
+
+
 @settings(deadline=None)
 @given(
     count=st.integers(1, 400),
@@ -190,7 +199,7 @@ def test_steps_count_frames_where_middles_count_time():
     low=st.integers(1, 5),
 )
 def test_a_multiple_divides_the_number_of_frames_while_there_are_as_many(count, fps, step, low):
-    for moments in ("middles", "ends"):
+    for moments in ("middles", "ends", "inner", "starts"):
         sampling = VideoSampling(
             fps=2.0, min_frames=low * step, max_frames=40 * step, moments=moments, multiple_of=step
         )
@@ -213,3 +222,21 @@ def test_a_frame_is_found_by_its_own_time_and_each_once():
 def test_answers_stored_before_there_were_decoders_and_selections_are_found():
     assert not {"decoder", "at_s"} & VideoSampling().identity().keys()
     assert VideoSampling(at_s=(1.0,)).identity()["at_s"] == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("moments", "count", "total", "indices"),
+    [  # [int(i * (N / (n + 1))) for i in 1..n] of VLMEvalKit, and [int(N / n) * i for i in 0..n-1] of LongVideoBench
+        ("inner", 4, 100, [20, 40, 60, 80]),
+        ("inner", 3, 10, [2, 5, 7]),
+        ("inner", 9, 10, [1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        ("whole_steps", 4, 100, [0, 25, 50, 75]),
+        ("whole_steps", 4, 103, [0, 25, 50, 75]),
+        ("whole_steps", 3, 5, [0, 1, 2]),
+    ],
+)
+def test_equal_steps_without_the_ends_or_from_the_start(moments, count, total, indices):
+    sampling = VideoSampling(fps=None, num_frames=count, min_frames=1, moments=moments)
+    times = [index / 25 for index in range(total)]
+    assert sample_indices(times, total / 25, sampling) == indices
+    assert sample_indices(times[:count], count / 25, sampling) == list(range(count))  # a short video gives all

@@ -302,3 +302,35 @@ def test_lines_at_no_time_make_a_row_unusable(start):
     row = Row("1", "Who?", "x", metadata={"subtitles": [{"start": start, "end": None, "text": "a"}]})
     with pytest.raises(UnusableSample, match="its own subtitles cannot be read"):
         subtitle_text(row, Subtitles(source="record", lines="all", times=True, when_blind="keep"), None)
+
+
+WORDS = [
+    {"text": word, "start_time": n / 2, "end_time": n / 2 + 0.5} for n, word in enumerate(("so", "so", "he", "runs"))
+]
+
+
+def test_words_with_times_are_written_behind_each_other(tmp_path):
+    """As `subtitle_concat_all` of Video-MME-v2 joins them: by blanks, repeats and all."""
+    file = tmp_path / "001.jsonl"
+    file.write_text("".join(json.dumps(word) + "\n" for word in WORDS))
+    assert read_subtitles(file)[1] == Line(0.5, 1.0, "so")
+    row = Row("1", "?", "A", videos=("001.mp4",), metadata={"subtitles": str(file)})
+    options = Subtitles("record", "all", words=True, heading="Said:", ending="\n")
+    assert subtitle_text(row, options, []) == "Said:\nso so he runs\n"
+    assert subtitle_text(row, replace(options, words=False), []) == "Said:\nso\nhe\nruns\n"
+    assert subtitle_text(row, replace(options, max_chars=8), []) == "Said:\nso he\n"
+
+
+def test_times_of_a_file_may_begin_before_the_video(tmp_path):
+    file = tmp_path / "001.jsonl"
+    file.write_text("".join(json.dumps(word) + "\n" for word in WORDS))
+    row = Row("1", "?", "A", metadata={"subtitles": str(file), "subtitles_from_s": 1.0, "span_s": [0.0, 0.4]})
+    assert subtitle_text(row, Subtitles("record", "all", times=True), []) == "The video's subtitles:\n[0:00] he\n\n"
+
+
+def test_options_of_earlier_releases_name_answers_as_they_did():
+    assert Subtitles().identity() == {
+        "source": None, "lines": "frames", "max_chars": 8000, "times": False,
+        "heading": "The video's subtitles:", "ending": "\n\n", "absent": None, "when_blind": "drop",
+    }  # fmt: skip
+    assert Subtitles(words=True).identity()["words"] is True

@@ -19,10 +19,11 @@ ALL = VideoSampling(fps=None, num_frames=768)
 def write(path, count=20, *, size=(64, 48), times_ms=None, rate=10, codec="libx264", pix_fmt="yuv420p", **options):
     """A video whose frame i is grey of level 10 + 3 i (and noise if asked for), at the given times or at `rate`.
 
-    `matrix` is its display matrix, a, b, c, d; see `orientation_of`.
+    `matrix` is its display matrix, a, b, c, d; see `orientation_of`. `draw` makes other pictures.
     """
     matrix = options.pop("matrix", None)
     noise = np.random.default_rng(0) if options.pop("noise", False) else None
+    draw = options.pop("draw", None)
     if times_ms:
         options.setdefault("bf", "0")
     movflags = {"movflags": options.pop("movflags", "0")} if str(path).endswith("mp4") else {}
@@ -37,6 +38,8 @@ def write(path, count=20, *, size=(64, 48), times_ms=None, rate=10, codec="libx2
             container.start_encoding()
         for index in range(count):
             image = np.full((size[1], size[0], 3), (10 + 3 * index) % 256, np.uint8)
+            if draw is not None:
+                image = draw(index, *size)
             if noise is not None:
                 image = noise.integers(0, 256, image.shape, dtype=np.uint8)
             frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(format=pix_fmt)

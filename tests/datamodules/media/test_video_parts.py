@@ -18,7 +18,7 @@ from hypothesis import given, settings, strategies as st
 
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
-from longrl.datamodules.media import video
+from longrl.datamodules.media import pyav_frames
 from longrl.datamodules.media.frame_index import FrameIndex
 from longrl.datamodules.media.opening import DecodeClock, MediaLimits
 from longrl.datamodules.media.sampling import VideoSampling
@@ -93,7 +93,7 @@ def test_chunks_are_the_frames_that_a_plain_decoder_gives(name, num_frames, chun
 @pytest.mark.parametrize("name", sorted(KINDS))
 @pytest.mark.parametrize("seek_frames", [0, 10**9])
 def test_seeking_and_going_on_give_the_same(name, seek_frames, monkeypatch):
-    monkeypatch.setattr(video, "SEEK_FRAMES", seek_frames)
+    monkeypatch.setattr(pyav_frames, "SEEK_FRAMES", seek_frames)
     for count in (2, 9):
         reader = VideoReader(clip(name), VideoSampling(fps=None, num_frames=count, min_frames=1))
         assert torch.equal(next(reader.chunks(100)).pixels, pictures(name)[reader.indices])
@@ -128,7 +128,7 @@ def test_a_seek_that_ends_behind_the_frame_is_made_good():
 
 
 def test_an_open_gop_that_needs_what_is_before_it_is_decoded_in_turn(monkeypatch):
-    monkeypatch.setattr(video, "SEEK_FRAMES", 0)
+    monkeypatch.setattr(pyav_frames, "SEEK_FRAMES", 0)
     seeks = []
     real = FramePosition._jump
     monkeypatch.setattr(FramePosition, "_jump", lambda position, *at: seeks.append(at[0]) or real(position, *at))

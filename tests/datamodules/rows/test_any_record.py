@@ -12,7 +12,8 @@ from longrl.datamodules.loading.loader import RenderedRows
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.subtitles import Subtitles
-from longrl.datamodules.rows.published import canonical_row, lmms_eval_row, video_r1_row
+from longrl.datamodules.rows.lmms_eval import lmms_eval_row
+from longrl.datamodules.rows.published import canonical_row, video_r1_row
 from longrl.datamodules.rows.question_rows import audio_qa_row, chat_row, longvideo_reason_row, make_rows
 from longrl.types import Prompt, Row, UnusableSample
 from tests.datamodules.media.test_video import write

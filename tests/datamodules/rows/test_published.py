@@ -9,12 +9,12 @@ import pytest
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.sampling import VideoSampling
+from longrl.datamodules.rows.lmms_eval import lmms_eval_row
 from longrl.datamodules.rows.media_files import find_video
 from longrl.datamodules.rows.published import (
     canonical_row,
     clevrer_rows,
     llava_video_rows,
-    lmms_eval_row,
     next_qa_row,
     perception_test_rows,
     star_row,

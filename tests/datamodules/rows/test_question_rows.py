@@ -94,7 +94,7 @@ def test_a_hub_id_is_read_with_its_split(monkeypatch):
         ("record.json", "{}", "must hold a list of records, or records by name, got dict"),
         ("lines.json", "{}\n{}\n", r"name a file of one record per line \.jsonl"),
         ("empty.jsonl", "\n", "holds no record"),
-        ("rows.txt", "a,b\n", "hub id owner/name:split, got"),
+        ("rows.md", "a,b\n", "hub id owner/name:split, got"),
         ("names.json", '{"a": 1}', "must hold a list of records, or records by name, got dict"),
         ("rows.parquet", "PAR1 and then nothing", "is no parquet file: .*is it cut off"),
     ],

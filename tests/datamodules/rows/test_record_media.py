@@ -253,7 +253,9 @@ def test_video_features_of_datasets_come_as_they_are_stored(tmp_path, mp4, monke
     picture = {"bytes": png(2), "path": None}
     columns = {"question": ["Why?"], "answer": ["x"], "problem_type": ["exact"], "video": [content]}
     columns |= {"others": [[content]], "picture": [picture]}
-    stored = datasets.Dataset.from_dict(columns, features=features)
+    with monkeypatch.context() as patched:  # it would load torchcodec, which may be there without its FFmpeg
+        patched.setattr(datasets.config, "TORCHCODEC_AVAILABLE", False)
+        stored = datasets.Dataset.from_dict(columns, features=features)
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: stored)
     (record,) = read_records("owner/videos")
     assert record["video"]["bytes"] == record["others"][0]["bytes"] == mp4

@@ -1,0 +1,1 @@
+"""Other evaluation harnesses with longrl's policies as their models; docs/harnesses.md."""
