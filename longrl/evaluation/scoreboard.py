@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -124,9 +125,9 @@ def nearest_rows(group: ScoreboardGroup, figure: PublishedFigure) -> list[Scoreb
 
 
 def _distance(frames: float | None, wanted: float | None) -> float:
-    if frames is None or wanted is None:
+    if wanted is None:
         return 0.0
-    return abs(frames - wanted)
+    return math.inf if frames is None else abs(frames - wanted)
 
 
 def differences_between(row: ScoreboardRow, other: ScoreboardRow) -> list[str]:

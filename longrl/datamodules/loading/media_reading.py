@@ -72,7 +72,7 @@ class MediaReader:
             start = time.perf_counter()
             chosen = shown_frames(self.selection, shown, path, sampling, self.decoding, self.remote)
             if self.selection is not None:
-                self.held.clock.chose(start)
+                self.held.clock.chose(start, path)
             track = self._sound_track(path, sampling) if self.family.use_audio_in_video else None
             if self.lays_out_frames:
                 read.add_frames(path, self._single_frames(shown, path, chosen.sampling))
