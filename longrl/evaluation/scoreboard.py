@@ -10,7 +10,7 @@ from typing import Any
 from longrl.evaluation.published_figures import PublishedBenchmark, PublishedFigure, to_dict
 from longrl.evaluation.scoreboard_rows import FIELDS, SCORE_WORDS, ScoreboardGroup, ScoreboardRow
 from longrl.evaluation.scores import OVERALL, Score
-from longrl.evaluation.setting_words import describe_differences, list_unsaid
+from longrl.evaluation.setting_words import describe_differences, list_unrecorded, list_unsaid
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Scoreboard:
                     "difference": pair.gain, "low": pair.interval[0], "high": pair.interval[1],
                     "scored_by": pair.scored_by, "differences": list(pair.differences),
                     "not_said": list_unsaid(pair.figure.setting),
+                    "not_recorded": list_unrecorded(pair.row.setting, pair.figure.setting),
                 }
                 for pair in pairs
             ],
