@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from longrl.evaluation.published_figures import PublishedBenchmark, PublishedFigure, to_dict
 from longrl.evaluation.scoreboard_rows import FIELDS, SCORE_WORDS, ScoreboardGroup, ScoreboardRow
 from longrl.evaluation.scores import OVERALL, Score
-from longrl.evaluation.setting_words import describe_differences, list_unsaid
+from longrl.evaluation.setting_words import describe_differences, list_unrecorded, list_unsaid
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Scoreboard:
                     "difference": pair.gain, "low": pair.interval[0], "high": pair.interval[1],
                     "scored_by": pair.scored_by, "differences": list(pair.differences),
                     "not_said": list_unsaid(pair.figure.setting),
+                    "not_recorded": list_unrecorded(pair.row.setting, pair.figure.setting),
                 }
                 for pair in pairs
             ],
@@ -124,9 +126,9 @@ def nearest_rows(group: ScoreboardGroup, figure: PublishedFigure) -> list[Scoreb
 
 
 def _distance(frames: float | None, wanted: float | None) -> float:
-    if frames is None or wanted is None:
+    if wanted is None:
         return 0.0
-    return abs(frames - wanted)
+    return math.inf if frames is None else abs(frames - wanted)
 
 
 def differences_between(row: ScoreboardRow, other: ScoreboardRow) -> list[str]:

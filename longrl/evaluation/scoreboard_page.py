@@ -29,7 +29,7 @@ from longrl.evaluation.scoreboard_charts import (
 )
 from longrl.evaluation.scoreboard_rows import COSTS, ScoreboardGroup, ScoreboardRow
 from longrl.evaluation.scores import OVERALL, Score
-from longrl.evaluation.setting_words import list_unsaid
+from longrl.evaluation.setting_words import list_unrecorded, list_unsaid
 from longrl.io.atomic import atomic_write
 
 PAGE_FILE, TABLES_FILE, RESULTS_JSON = "scoreboard.html", "scoreboard.md", "scoreboard.json"
@@ -263,7 +263,9 @@ def _published_parts(group: ScoreboardGroup, figures: Sequence[PublishedFigure])
             ours = f"row {row.number} ({row.run}, {row.condition}): {100 * pair.score.accuracy:.1f}\n{points}"
             for category, (accuracy, score) in category_score(figure, row).items():
                 ours += f"\n{category}: {100 * score.accuracy:.1f} where {100 * accuracy:.1f} is published"
-            words = pair.differences or ["asked alike, as far as it says"]
+            words = list(pair.differences or ["asked alike, as far as both say"])
+            unrecorded = list_unrecorded(row.setting, figure.setting)
+            words += [f"Not recorded of ours: {', '.join(unrecorded)}."] if unrecorded else []
             rows.append([name, ours, "\n".join([*words, *about])])
             about = []
     note = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -206,10 +206,7 @@ def _rows(one: _Evaluation, score_name: ScoreName, lengths: Mapping[str, str]) -
         answered = [line for line in lines if "resps" in line]
         rule = (one.results.get("protocol") or {}).get("rule_name")
         measured = [timings.get((condition, line["doc_id"]), {}) for line in answered]
-        groups = {
-            name: {value: Score(**score) for value, score in by_value.items()}
-            for name, by_value in (asked.get("breakdowns") or {}).items()
-        }
+        groups = _breakdowns(asked, lines, used)
         by_length = _scores_by_length(lines, lengths, used)
         yield ScoreboardRow(
             number=0,
@@ -271,14 +268,39 @@ def _duration(seconds: float) -> str:
 def _scores_by_length(
     lines: Sequence[SampleLine], lengths: Mapping[str, str], score_name: ScoreName
 ) -> dict[str, Score]:
+    scores = _scores_by(lines, lambda line: lengths.get(line["doc_hash"]), score_name)
+    return {name: scores[name] for name in dict.fromkeys(lengths.values()) if name in scores}
+
+
+# ---- scores by what else ----
+
+
+def _breakdowns(
+    asked: Mapping[str, Any], lines: Sequence[SampleLine], score_name: ScoreName
+) -> dict[str, Mapping[str, Score]]:
+    """Scores by fields of the rows: results.json has the strict ones, others are counted from the answers."""
+    groups: dict[str, Mapping[str, Score]] = {}
+    for name, by_value in (asked.get("breakdowns") or {}).items():
+        scores = {value: Score(**score) for value, score in by_value.items()}
+        if score_name != "strict":
+            counted = _scores_by(lines, lambda line, name=name: line["breakdowns"].get(name), score_name)
+            scores = {value: counted[value] for value in scores if value in counted}
+        groups[name] = scores
+    return groups
+
+
+def _scores_by(
+    lines: Sequence[SampleLine], value_of: Callable[[SampleLine], str | None], score_name: ScoreName
+) -> dict[str, Score]:
+    """Scores of the questions of each value; those without one are left out."""
     correct = {"strict": "correct", "robust": "correct_lenient", "protocol": RULE}[score_name]
+    answered = [(line, records_of(line)) for line in lines]
     records = [
-        {**record, "category": lengths[line["doc_hash"]]}
-        for line in lines
-        if line["doc_hash"] in lengths
-        for record in records_of(line)
+        {**record, "category": value}
+        for line, of_line in answered
+        if of_line and (value := value_of(line)) is not None
+        for record in of_line
     ]
     if not records or any(record.get(correct) is None for record in records):
         return {}
-    scores = scores_by_category(records, correct)
-    return {name: scores[name] for name in dict.fromkeys(lengths.values()) if name in scores}
+    return scores_by_category(records, correct)

@@ -16,6 +16,8 @@ WORDS: Mapping[str, str] = {
 }  # fmt: skip
 """What a reader would like to know of a published figure."""
 MAX_QUOTED = 60
+DIGESTS = ("model", "file")
+"""Options of a selection that are the sha256 of what it reads."""
 FLAGS: Mapping[str, tuple[str, str, str, str]] = {
     "subtitles": ("reads subtitles", "reads no subtitles", "reads them", "reads none"),
     "thinking": ("thinks first", "does not think first", "does", "does not"),
@@ -43,6 +45,20 @@ def list_unsaid(setting: Setting) -> list[str]:
     return [words for name, words in WORDS.items() if name not in known]
 
 
+def list_unrecorded(ours: Setting, published: Setting) -> list[str]:
+    """What a published figure says of how it was measured, and results do not, so that nobody can tell a difference."""
+    said = {
+        "frames": published.frames or published.frames_at_most,
+        "media_tokens": published.media_tokens or published.media_tokens_at_most,
+    }
+    names = {**WORDS, "fps": "frames a second", "thinking": "thinking", "tools": "tools"}
+    return [
+        words
+        for name, words in names.items()
+        if said.get(name, getattr(published, name)) is not None and getattr(ours, name) is None
+    ]
+
+
 def _pairs(ours: Setting, other: Setting) -> Iterator[tuple[str, str]]:
     """The two halves of each sentence."""
     if _differ(ours.model, other.model) and not _same_model(ours.model, other.model):
@@ -52,6 +68,11 @@ def _pairs(ours: Setting, other: Setting) -> Iterator[tuple[str, str]]:
         yield f"takes {_number(ours.fps)} frames a second", f"takes {_number(other.fps)}"
     if _differ(ours.frame_rule, other.frame_rule):
         yield f"chooses {ours.frame_rule}", f"chooses {other.frame_rule}"
+    elif ours.selection and other.selection and ours.selection != other.selection:
+        yield (
+            f"selects by {_changed(ours.selection, other.selection)}",
+            f"selects by {_changed(other.selection, ours.selection)}",
+        )
     yield from _tokens(ours, other)
     if _differ(ours.max_pixels, other.max_pixels):
         times = _times(ours.max_pixels, other.max_pixels)
@@ -106,6 +127,13 @@ def _tokens(ours: Setting, other: Setting) -> Iterator[tuple[str, str]]:
         yield f"spends {_number(ours.media_tokens)} video tokens", f"may spend {limit}{times}"
 
 
+def _changed(options: Mapping[str, Any], others: Mapping[str, Any]) -> str:
+    """The options of a selection that another one has otherwise; digests are shortened."""
+    changed = {name: value for name, value in options.items() if others.get(name) != value}
+    short = {name: value[:8] if name in DIGESTS else value for name, value in changed.items()}
+    return ", ".join(f"{name} {value}" for name, value in short.items()) or "nothing of that"
+
+
 def _differ(one: Any, two: Any) -> bool:
     return one is not None and two is not None and one != two
 
@@ -116,13 +144,12 @@ def _same_model(one: str | None, two: str | None) -> bool:
 
 
 def _times(ours: float | None, other: float | None) -> str:
-    """How much more that is, or less: " (8 times as many)"."""
+    """How much more that is, or less: " (8 times as many)", " (1/8 as many)"."""
     if not ours or not other:
         return ""
     ratio = other / ours
-    if ratio > 1:
-        return f" ({ratio:.3g} times as many)"
-    return f" (1/{1 / ratio:.3g} as many)"
+    share = f"{1 / ratio:.3g}"
+    return f" (1/{share} as many)" if ratio < 1 and share.isdigit() else f" ({ratio:.3g} times as many)"
 
 
 def _number(value: float | None) -> str:

@@ -20,6 +20,8 @@ class Setting:
     """Frames of a second of video, up to that limit."""
     frame_rule: str | None = None
     """How frames are chosen, in words."""
+    selection: Mapping[str, Any] | None = None
+    """Options of what chooses them, if something does."""
     media_tokens: float | None = None
     """Of a question, the median."""
     media_tokens_at_most: int | None = None
@@ -64,6 +66,7 @@ def setting_of(results: Mapping[str, Any], condition: str, rule: str | None = No
         frames_at_most=video.get("max_frames") if is_sampled_here and video.get("fps") else None,
         fps=video.get("fps") if is_sampled_here else None,
         frame_rule=_frame_rule(video, selection) if is_sampled_here and video else None,
+        selection=selection if is_sampled_here else None,
         media_tokens=_median(shown.get("media_tokens")),
         media_tokens_at_most=budget.get("max_video_tokens"),
         max_pixels=budget.get("max_pixels"),
@@ -84,9 +87,10 @@ def _median(spread: Mapping[str, float] | None) -> float | None:
 
 def _frame_rule(video: Mapping[str, Any], selection: Mapping[str, Any] | None) -> str | None:
     """Which moments of a video are shown."""
+    places = {"middles": "the middles of equal parts", "ends": "moments from the first frame to the last"}
+    rule = places.get(str(video.get("moments")), video.get("moments"))
+    if selection and selection.get("detail_frames"):
+        return f"{rule}, and behind them {selection['detail_frames']} frames by the selection {selection['name']}"
     if selection:
         return f"frames by the selection {selection['name']}"
-    if video.get("at_s"):
-        return "frames at given times"
-    places = {"middles": "the middles of equal parts", "ends": "moments from the first frame to the last"}
-    return places.get(str(video.get("moments")), video.get("moments"))
+    return "frames at given times" if video.get("at_s") else rule

@@ -2,7 +2,7 @@
 
 import pytest
 
-from longrl.evaluation.setting_words import describe_differences, list_unsaid
+from longrl.evaluation.setting_words import describe_differences, list_unrecorded, list_unsaid
 from longrl.evaluation.settings import Setting, setting_of
 
 
@@ -11,6 +11,12 @@ from longrl.evaluation.settings import Setting, setting_of
     [
         ({"frames": 64}, {"frames": 512}, "shows 64 frames where it shows 512 (8 times as many)"),
         ({"frames": 512}, {"frames": 64}, "shows 512 frames where it shows 64 (1/8 as many)"),
+        ({"frames": 8}, {"frames": 6}, "shows 8 frames where it shows 6 (0.75 times as many)"),
+        (
+            {"selection": {"name": "A", "file": "0123456789", "fps": 1.0}},
+            {"selection": {"name": "A", "file": "abcdefghij", "fps": 1.0}},
+            "selects by file 01234567 where it selects by file abcdefgh",
+        ),
         ({"frames": 0}, {"frames": 64}, "shows no video where it shows 64"),
         (
             {"frames": 64}, {"frames_at_most": 768, "fps": 2.0},
@@ -58,6 +64,11 @@ def test_what_is_not_said_is_listed():
     assert list_unsaid(said) == ["pixels of a frame", "prompt", "sampling", "length of answers", "scoring"]
 
 
+def test_what_is_said_of_one_and_not_recorded_of_the_other_is_listed():
+    said = Setting(frames_at_most=768, media_tokens_at_most=24576, subtitles=False, thinking=True)
+    assert list_unrecorded(Setting(subtitles=True, media_tokens=5), said) == ["frames", "thinking"]
+
+
 def test_results_of_any_release_have_a_setting():
     assert setting_of({}, "video") == Setting()
     results = {
@@ -72,3 +83,6 @@ def test_results_of_any_release_have_a_setting():
     assert (found.frames, found.frames_at_most, found.fps, found.max_pixels) == (5, 64, 1.0, 100)
     assert (found.subtitles, found.tools, found.prompt, found.scored_by) == (True, False, "{problem}", "a rule")
     assert found.frame_rule == "moments from the first frame to the last"
+    results["conditions"]["video"]["reading"]["selection"] = {"name": "Motion", "detail_frames": 2}
+    rule = "moments from the first frame to the last, and behind them 2 frames by the selection Motion"
+    assert setting_of(results, "video").frame_rule == rule

@@ -15,8 +15,9 @@ class ReadingClock:
         self.spent_s = 0.0
         """Of all that was decoded so far, and of choosing frames."""
         self.choosing_s = 0.0
-        """Of choosing frames alone."""
+        """Of choosing frames, as if nothing were known of the video."""
         self._seconds: dict[str, float] = {}
+        self._choosing: dict[str, float] = {}
 
     def decoded(self, start: float, *keys: str) -> None:
         """Notes that pixels or samples of media are there, `time.perf_counter` having been `start` before."""
@@ -24,10 +25,14 @@ class ReadingClock:
         self._seconds |= dict.fromkeys(keys, seconds / max(1, len(keys)))
         self.spent_s += seconds
 
-    def chose(self, start: float) -> None:
-        """Notes that a selection has chosen the frames of a video, for which it may have decoded some."""
+    def chose(self, start: float, path: str) -> None:
+        """Notes that a selection has chosen the frames of a video, for which it may have decoded some.
+
+        What it has seen of a video it remembers for the next question about it, so the longest of them counts for each.
+        """
         seconds = time.perf_counter() - start
-        self.choosing_s += seconds
+        self._choosing[path] = max(seconds, self._choosing.get(path, 0.0))
+        self.choosing_s += self._choosing[path]
         self.spent_s += seconds
 
     def mark(self) -> tuple[float, float]:

@@ -5,33 +5,27 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
 
-from longrl.datamodules.loading.interleaved_frames import check_one_video, interleaved_text, single_frames
+from longrl.datamodules.loading.interleaved_frames import interleaved_text
+from longrl.datamodules.loading.media_reading import HeldMedia, MediaReader
 from longrl.datamodules.loading.prompt_lengths import check_characters, check_length
-from longrl.datamodules.loading.reading_time import ReadingClock
 from longrl.datamodules.loading.row_marks import video_of
-from longrl.datamodules.loading.selected_media import ReadMedia, asked_question, check_selection, shown_frames
+from longrl.datamodules.loading.selected_media import asked_question, check_selection
 from longrl.datamodules.loading.shown_media import ordered_media, without_media
-from longrl.datamodules.loading.skips import CODE_ERRORS
 from longrl.datamodules.loading.templates import DEFAULT_QUESTION, DEFAULT_RESPONSE, fill_template
 from longrl.datamodules.loading.traces import KnowsFeatures as KnowsFeatures, TraceRenderer
-from longrl.datamodules.media.audio import SAMPLING_RATE, FileSound, read_sound
+from longrl.datamodules.media.audio import SAMPLING_RATE
 from longrl.datamodules.media.decoders import check_decoder, decoder_version
-from longrl.datamodules.media.frame_lists import FRAME_LIST_SUFFIX
-from longrl.datamodules.media.images import read_image
 from longrl.datamodules.media.remote import NO_REMOTE, RemoteMedia
 from longrl.datamodules.media.sampling import VideoSampling, in_parts, read_span
-from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames, open_video
+from longrl.datamodules.media.sources import DecodeLimits
 from longrl.datamodules.media.subtitles import Subtitles, subtitle_files, subtitle_text
-from longrl.datamodules.media.video import MIB, VideoReader, hold_frames
-from longrl.datamodules.media.video_parts import VideoPart
+from longrl.datamodules.media.video import MIB
 from longrl.datamodules.selection.details import text_with_details
 from longrl.datamodules.selection.frame_selection import FrameSelection
 from longrl.models.cell_order import shuffled_prompt
@@ -62,7 +56,6 @@ BLANKS: dict[MediaKind, Frames | AudioClip] = {
 """One of each kind, in the order in which a prompt shows them."""
 PIXEL_RULES = 2
 """Raised when a file gives other pixels than before. 2: videos stand upright, transparent pixels lie on white."""
-AUDIO_FAMILY = "use a family that does, as longrl.models.qwen_omni.QwenOmniFamily, or rows without `audios`"
 
 
 class RendersForTeacher(Protocol):
@@ -122,11 +115,8 @@ class RowRenderer:
     """The option that `max_prompt_tokens` is."""
     stored: KnowsFeatures | None = None
     """Videos that it knows are not decoded; should their features prove unusable, `Media.source` decodes them."""
-    _cache: OrderedDict[tuple[object, ...], Frames | AudioClip] = field(default_factory=OrderedDict, repr=False)
-    """kind, path and sampling -> frames or sound, the least recently used first."""
-    _checked: set[str] = field(default_factory=set, repr=False)
-    """Keys of videos too large to hold that were decoded once without an error."""
-    _clock: ReadingClock = field(default_factory=ReadingClock, repr=False, compare=False)
+    held: HeldMedia = field(default_factory=HeldMedia, repr=False)
+    """Media for the next rows that show them."""
 
     def __post_init__(self) -> None:
         if self.subtitles.lays_out_frames and (self.shuffle_frames or self.family.use_audio_in_video):
@@ -164,8 +154,7 @@ class RowRenderer:
                 return prompt
             return replace(prompt, teacher=self.teacher(row, prompt))
         finally:  # not before: the teacher may be shown the same frames
-            while len(self._cache) > self.cached_media:
-                self._cache.popitem(last=False)
+            self.held.keep(self.cached_media)
 
     def _prompt(self, row: Row) -> Prompt:
         """The policy's own."""
@@ -186,8 +175,8 @@ class RowRenderer:
             sampling = in_parts(video, parts, row.metadata.get("parts_frames"))
 
         # 3. Decoded media, or where to get them.
-        mark = self._clock.mark()
-        read = self._media(shown, sampling)
+        mark = self.held.clock.mark()
+        read = self._reader.read_row(shown, sampling)
         media = read.media
 
         # 4. Token ids, at most so many.
@@ -216,32 +205,26 @@ class RowRenderer:
             frame_times=tuple(read.frame_times),
             torn_videos=tuple(read.torn),
             video_s=tuple(item.duration_s for item in frames if item.kind == "video"),
-            reading=self._clock.of(media, mark),
+            reading=self.held.clock.of(media, mark),
         )
         if not self.shuffle_frames:
             return prompt
         return shuffled_prompt(self.family, prompt, f"frames of {row.id}") or prompt
 
-    def _media(self, shown: Row, sampling: VideoSampling) -> ReadMedia:
-        """A row's media in the order shown; a video's sound track, then its images, come right after its frames."""
-        read = ReadMedia()
-        for kind, path in ordered_media(shown):
-            if kind != "video":
-                read.add(path, self._read(kind, path, sampling))
-                continue
-            start = time.perf_counter()
-            chosen = shown_frames(self.selection, shown, path, sampling, self.decoding, self.remote)
-            if self.selection is not None:
-                self._clock.chose(start)
-            track = self._sound_track(path, sampling) if self.family.use_audio_in_video else None
-            if self.subtitles.lays_out_frames:
-                read.add_frames(path, self._single_frames(shown, path, chosen.sampling))
-                continue
-            read.add(path, self._read(kind, path, chosen.sampling) if chosen.part is None else self._part(chosen.part))
-            if track is not None:
-                read.add(path, track)
-            read.add_details(chosen.detail_times, [self._part(part) for part in chosen.details])
-        return read
+    @property
+    def _reader(self) -> MediaReader:
+        """Of these options: a data module sets some of them when ranks and stages are known."""
+        return MediaReader(
+            self.family,
+            self.video,
+            self.selection,
+            self.subtitles.lays_out_frames,
+            self.decoding,
+            self.remote,
+            self.shard,
+            self.stored,
+            self.held,
+        )
 
     def media_question(self, row: Row) -> str:
         """What of a row's question decides which frames of its videos are shown; "" where nothing does."""
@@ -367,133 +350,6 @@ class RowRenderer:
         values = {"reasoning": row.reasoning or "", "answer": row.answer, "option": option}
         values = {name: tokens.sub(break_token, value) for name, value in values.items()}
         return fill_template(template, **values)
-
-    def _sound_track(self, path: str, sampling: VideoSampling) -> AudioClip:
-        if sampling.span_s is not None or sampling.at_s is not None:
-            raise UnusableSample(
-                path,
-                "a part of its video is asked about (span_s, parts_s), but a sound track is heard as a whole; set "
-                "model.family.init_args.use_audio_in_video to false",
-            )
-        if path.endswith(FRAME_LIST_SUFFIX):
-            raise UnusableSample(
-                path, "single frames have no sound track; set model.family.init_args.use_audio_in_video to false"
-            )
-        sound = self._read("audio", path, sampling)
-        assert isinstance(sound, AudioClip)
-        return replace(sound, is_video_track=True)
-
-    def _single_frames(self, row: Row, path: str, sampling: VideoSampling) -> list[Frames]:
-        """The frames of a row's only video as images, between which its subtitles stand."""
-        check_one_video(row)
-        self.remote.roots.check(path)
-        local = self.remote.local_path(path) if "://" in path else path
-        start = time.perf_counter()
-        reader = open_video(local, sampling, remote=self.remote, limits=self.decoding.media)
-        images = single_frames(reader, self.decoding, self.shard)
-        self._clock.decoded(start, *(image.key for image in images))
-        return images
-
-    def _read(self, kind: MediaKind, path: str, sampling: VideoSampling) -> Frames | AudioClip:
-        """A file as the family reads it, kept for the next rows that show it."""
-        known = kind, path, sampling
-        if known in self._cache:
-            self._cache.move_to_end(known)
-            return self._cache[known]
-        self.remote.roots.check(path)
-        if "://" in path:
-            return self._read_remote(kind, path, sampling)
-        item: Frames | AudioClip
-        start = time.perf_counter()
-        try:
-            if kind == "image":
-                item = read_image(path, self.shard, self.decoding.media)
-                self.family.outline_media(item)
-                self._clock.decoded(start, item.key)
-            elif kind == "video":
-                item = self._video(path, sampling)
-            else:
-                item = self._sound(path)
-        except (UnusableSample, *CODE_ERRORS):
-            raise
-        except Exception as error:  # the family's: too thin a picture, say
-            raise UnusableSample.because(error, "the model cannot be shown it", path) from error
-        self._cache[known] = item
-        return item
-
-    def _part(self, part: VideoPart) -> Frames:
-        """A part of a video as the family reads it, kept likewise; its path is that of a local file."""
-        known = ("part", part)
-        if known not in self._cache:
-            start = time.perf_counter()
-            try:
-                read = self._traces(self.video).read_part(part)
-                self._cache[known] = read
-                if len(read.pixels):  # else its features are stored
-                    self._clock.decoded(start, read.key)
-            except (UnusableSample, *CODE_ERRORS):
-                raise
-            except Exception as error:  # the family's
-                raise UnusableSample.because(error, "the model cannot be shown it", part.path) from error
-        self._cache.move_to_end(known)
-        item = self._cache[known]
-        assert isinstance(item, Frames)
-        return item
-
-    def _read_remote(self, kind: MediaKind, url: str, sampling: VideoSampling) -> Frames | AudioClip:
-        """The same of a medium that lies elsewhere, from its local copy."""
-        try:
-            return self._read(kind, self.remote.local_path(url), sampling)
-        except UnusableSample as error:
-            raise UnusableSample(url, error.reason) from error
-
-    def _sound(self, path: str) -> AudioClip:
-        """A file's sound. Its length takes decoding; where its features are stored, the samples are let go of."""
-        if not self.family.supports_audio:
-            raise UnusableSample(path, f"{type(self.family).__name__} reads no sound; {AUDIO_FAMILY}")
-        options = self.shard, self.video.torn, self.decoding.media
-        start = time.perf_counter()
-        sound = read_sound(path, *options)
-        self._clock.decoded(start, sound.key)
-        if self.stored is not None and self.stored.has(self.family.outline_media(sound).key):
-            return replace(sound, waveform=sound.waveform[:0], source=FileSound(path, *options))
-        return sound
-
-    def _video(self, path: str, sampling: VideoSampling) -> Frames:
-        """A video's frames at the encoder's size if they are few; else, or if features are stored, their source."""
-        # 1. Times and size alone give the key of the features, and the grid.
-        start = time.perf_counter()
-        temporal_patch_size = self.family.temporal_patch_size
-        limits = self.decoding
-        reader = open_video(path, sampling, self.shard, temporal_patch_size, self.remote, limits.media)
-        file = FileFrames(path, sampling, self.shard, temporal_patch_size, limits, self.remote)
-        outline = replace(reader.outline, source=file)
-        item = self.family.outline_media(outline)
-
-        # 2. Nothing to decode: features are stored, the file was decoded before, or all frames are other ranks'.
-        if outline.key in self._checked or (self.stored is not None and self.stored.has(item.key)):
-            return outline
-        if not reader.indices:
-            return reader.outline
-
-        # 3. Left to the encoder's GPU, but for two frames: what its decoder cannot read at all shows here.
-        if sampling.decode_on == "encoder" and isinstance(reader, VideoReader):
-            reader.try_ends()
-            self._checked.add(outline.key)
-            return outline
-
-        # 4. Decoded once in any case, so that a broken frame shows here; held in memory if they are few.
-        parts = map(self.family.resize, reader.chunks(limits.frames_at_once(reader.outline)))
-        frames = hold_frames(parts, len(reader.indices), limits.max_held_mib)
-        self._clock.decoded(start, outline.key)
-        if frames is None:
-            self._checked.add(outline.key)
-            return outline
-
-        # 5. What fits in one call of the encoder is patched here, more of it call by call.
-        if len(self.shard.temporal_patches(item.grid_thw[0])) <= self.family.temporal_patches_per_encode(item):
-            return frames
-        return replace(outline, source=HeldFrames(frames))
 
 
 def with_rejected(family: RendersPrompts, prompt: Prompt) -> Prompt:

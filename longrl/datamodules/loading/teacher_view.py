@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from longrl.datamodules.loading.media_reading import HeldMedia
 from longrl.datamodules.loading.render import BLANKS, RowRenderer
 from longrl.datamodules.loading.row_marks import unmarked
 from longrl.datamodules.loading.templates import QUESTION_NAMES, check_template
@@ -209,8 +210,7 @@ def _view_of(
         patch_dtype=getattr(torch, compute_dtype or family.dtype),
         stored=None,  # the policy's features
         teacher=None,
-        _cache=policy._cache if shares_pixels else type(policy._cache)(),
-        _checked=policy._checked if shares_pixels else set(),
+        held=policy.held if shares_pixels else HeldMedia(),
     )
 
 

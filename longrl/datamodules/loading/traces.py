@@ -54,6 +54,27 @@ class ShardOfPart:
             start = stop
 
 
+def read_part(
+    part: VideoPart, family: RendersPrompts, shard: FrameShard, decoding: DecodeLimits, stored: KnowsFeatures | None
+) -> Frames:
+    """A part of a video, this rank's shard of it; without pixels where its features are stored."""
+    outline = part.outline()
+    size = 1 if part.is_image else family.temporal_patch_size
+    source = ShardOfPart(part, shard, size)
+    outline = replace(outline, source=source)
+    item = family.outline_media(outline)
+    held = shard.frames(len(outline.timestamps), size)
+    if not held or (stored is not None and stored.has(item.key)):
+        return outline if held else replace(outline, source=None)
+
+    # All of it in memory, if the encoder takes it at once; else it is decoded again while it is encoded.
+    frames = hold_frames(map(family.resize, source()), len(held), decoding.max_held_mib)
+    local = len(shard.temporal_patches(item.grid_thw[0]))
+    if frames is None or local > family.temporal_patches_per_encode(item):
+        return outline
+    return replace(frames, source=None)
+
+
 @dataclass(frozen=True)
 class TraceRenderer:
     """Renders traces in a loader worker; the arguments are those of `RowRenderer`."""
@@ -103,7 +124,7 @@ class TraceRenderer:
         try:
             if "path" in part:
                 return read_image(self.remote.local_path(path), self.shard, self.decoding.media)
-            return self.read_part(self._video_part(part))
+            return read_part(self._video_part(part), self.family, self.shard, self.decoding, self.stored)
         except (UnusableSample, *CODE_ERRORS):
             raise
         except Exception as error:  # the family's: too thin a picture, say
@@ -129,21 +150,3 @@ class TraceRenderer:
         if "max_frames" in given:
             given = {"min_frames": min(VideoSampling().min_frames, given["max_frames"]), **given}
         return VideoSampling(span_s=span, torn="keep", **given)
-
-    def read_part(self, part: VideoPart) -> Frames:
-        """A part of a video, this rank's shard of it; without pixels where its features are stored."""
-        outline = part.outline()
-        size = 1 if part.is_image else self.family.temporal_patch_size
-        source = ShardOfPart(part, self.shard, size)
-        outline = replace(outline, source=source)
-        item = self.family.outline_media(outline)
-        held = self.shard.frames(len(outline.timestamps), size)
-        if not held or (self.stored is not None and self.stored.has(item.key)):
-            return outline if held else replace(outline, source=None)
-
-        # All of it in memory, if the encoder takes it at once; else it is decoded again while it is encoded.
-        frames = hold_frames(map(self.family.resize, source()), len(held), self.decoding.max_held_mib)
-        local = len(self.shard.temporal_patches(item.grid_thw[0]))
-        if frames is None or local > self.family.temporal_patches_per_encode(item):
-            return outline
-        return replace(frames, source=None)

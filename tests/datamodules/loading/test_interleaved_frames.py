@@ -110,7 +110,7 @@ def test_a_model_reads_them_as_images_with_text_between(clip):
     assert len([run for run in runs.split(".") if run]) == 4
     assert runs.count("*") == sum(family.num_features(item) for item in prompt.media)
     alone = family.patch(
-        Frames("image", renderer._single_frames(row, row.videos[0], renderer.video)[2].pixels, (0.0,), "k")
+        Frames("image", renderer._reader._single_frames(row, row.videos[0], renderer.video)[2].pixels, (0.0,), "k")
     )
     assert torch.equal(prompt.media[2].patches, alone.patches)
 

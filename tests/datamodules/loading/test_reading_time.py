@@ -44,15 +44,18 @@ def test_nothing_is_decoded_for_stored_features_and_blind_questions():
 
 
 def test_choosing_frames_is_spent_on_each_question(monkeypatch):
-    now = iter([10.0, 12.0, 15.0])
+    now = iter([10.0, 12.0, 15.5])
     monkeypatch.setattr("longrl.datamodules.loading.reading_time.time.perf_counter", lambda: next(now))
     clock = ReadingClock()
     video = Frames("video", torch.zeros(0), (), "a")
     clock.decoded(9.0, "a")
     mark = clock.mark()
-    clock.chose(9.0)
+    clock.chose(9.0, "a.mp4")
     assert clock.of([video], mark) == (3.0, 1.0 + 3.0)
-    assert clock.of([video, Frames("video", torch.zeros(0), (), "stored")], mark) == (3.0, None)
+    again = clock.mark()
+    clock.chose(15.0, "a.mp4")  # what was seen of the video is remembered
+    assert clock.of([video], again) == (0.5, 1.0 + 3.0)
+    assert clock.of([video, Frames("video", torch.zeros(0), (), "stored")], mark) == (3.5, None)
 
 
 def test_seconds_are_no_part_of_what_a_prompt_or_a_renderer_is():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from longrl.callbacks.waiting_groups import rendered_rows, saved_row
-from longrl.datamodules.loading import render
+from longrl.datamodules.loading import media_reading
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.loading.row_marks import RowDraw, marked
 from longrl.datamodules.loading.teacher_view import TeacherView, reads_alike, teacher_prompts
@@ -88,13 +88,13 @@ def test_the_first_teacher_of_a_rows_task_has_its_view(clip):
 
 def test_a_video_is_decoded_once_where_both_see_the_same_frames_and_nothing_is_kept(clip, monkeypatch):
     opened = []
-    open_video = render.open_video
-    monkeypatch.setattr(render, "open_video", lambda *args: opened.append(args[1]) or open_video(*args))
+    open_video = media_reading.open_video
+    monkeypatch.setattr(media_reading, "open_video", lambda *args: opened.append(args[1]) or open_video(*args))
     telling = renderer(view=TeacherView(question_template=TELLING))
     prompt = telling(clip)
     assert opened == [FEW]
     assert torch.equal(prompt.media[0].patches, prompt.teacher.media[0].patches)
-    assert not telling._cache
+    assert not telling.held.items
     renderer(view=TeacherView(video=MORE))(clip)
     assert opened == [FEW, FEW, MORE]
 
