@@ -146,7 +146,9 @@ def _score_note(group: ScoreboardGroup) -> str:
 
 def accuracy_table(group: ScoreboardGroup) -> PageTable:
     """A line for each row: its scores beside its baselines."""
-    rules = {row.results.get("protocol", {}).get("rule_name") for row in group.rows if row.score_of("protocol_scores")}
+    rules = {
+        (row.results.get("protocol") or {}).get("rule_name") for row in group.rows if row.score_of("protocol_scores")
+    }
     head = [*ROW_HEAD, "model", "strict", "robust", *(["protocol's rule"] if rules else [])]
     head += ["majority", "strict over no video", "questions", "failed"]
     rows = []
