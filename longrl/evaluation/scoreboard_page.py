@@ -146,13 +146,13 @@ def _score_note(group: ScoreboardGroup) -> str:
 
 def accuracy_table(group: ScoreboardGroup) -> PageTable:
     """A line for each row: its scores beside its baselines."""
-    rules = {row.results.get("protocol", {}).get("rule_name") for row in group.rows if row.score_of("protocol_scores")}
-    head = [*ROW_HEAD, "model", "strict", "robust", *(["protocol's rule"] if rules else [])]
+    has_rule = any(row.score_of("protocol_scores") for row in group.rows)
+    head = [*ROW_HEAD, "model", "strict", "robust", *(["protocol's rule"] if has_rule else [])]
     head += ["majority", "strict over no video", "questions", "failed"]
     rows = []
     for row in group.rows:
         line: list[str | Mapping[str, Any] | None] = [*_row_cells(row), row.setting.model]
-        fields = ("scores", "lenient_scores", *(["protocol_scores"] if rules else []))
+        fields = ("scores", "lenient_scores", *(["protocol_scores"] if has_rule else []))
         line += [_cell(row.score_of(name)) for name in fields]
         line += [None if row.majority is None else f"{100 * row.majority:.1f}", _gain(row.asked.get("over_blind"))]
         line += [str(row.overall.n), str(sum((row.asked.get("failures") or {}).values()))]

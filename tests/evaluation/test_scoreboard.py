@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -193,3 +194,24 @@ def test_a_file_of_another_kind_is_refused(tmp_path, text):
         read_published([tmp_path])
     with pytest.raises(ValueError, match="is no YAML file and no folder of such"):
         read_published([tmp_path / "absent.yaml"])
+
+
+def test_breakdowns_are_by_the_score_that_is_shown(runs, tmp_path):
+    """Answers of half of the questions have a letter behind no tag: strict 25%, robust 50%."""
+    shutil.copytree(runs / "a", tmp_path / "a")
+    shutil.copy(runs / "published.yaml", tmp_path)
+    folder = tmp_path / "a" / "evaluation"
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["breakdowns"] = {"kind": "robust" if line["robust_accuracy"] else "wrong"}
+    (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = json.loads((folder / "results.json").read_text())
+    strict = {"accuracy": 0.5, "low": 0.0, "high": 1.0, "n": 4}
+    for condition in results["conditions"].values():
+        condition["breakdowns"] = {"kind": {"robust": strict, "wrong": strict}}
+    (folder / "results.json").write_text(json.dumps(results))
+    for score, wanted in (("strict", (0.5, 0.5)), ("robust", (1.0, 0.0))):
+        (group,) = board(tmp_path, tmp_path / score, f"--score={score}")["groups"]
+        (row,) = (row for row in group["rows"] if row["condition"] == "2 frames")
+        by_kind = row["groups"]["kind"]
+        assert (by_kind["robust"]["accuracy"], by_kind["wrong"]["accuracy"]) == wanted

@@ -11,6 +11,8 @@ import hashlib
 import io
 import json
 import logging
+import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from longrl.datamodules.media.video import content_digest
 from longrl.datamodules.selection.candidates import KEPT, Candidates
-from longrl.io.atomic import atomic_write
+from longrl.io.atomic import PARTIAL_SUFFIX, atomic_write
 from longrl.io.weight_folder import WEIGHTS, check_weight_files, read_json_object
 
 logger = logging.getLogger(__name__)
@@ -90,29 +92,46 @@ def similarities(
             return embed()
         file = Path(cache_dir).expanduser() / f"{name}.npy"
         stored = _stored(file, len(video))
-        if stored is None:
-            stored = embed()
-            content = io.BytesIO()
-            np.save(content, stored, allow_pickle=False)
-            atomic_write(file, content.getvalue())
-        return stored
+        if stored is not None:
+            return stored
+        embedded = embed()
+        _keep_first(file, embedded)
+        stored = _stored(file, len(video))
+        return embedded if stored is None else stored
 
     pictures = KEPT.get(name, read_or_embed)
     text = load_model(folder).embed_text(question)
     return np.round(pictures.astype(np.float64) @ text.astype(np.float64), DIGITS)
 
 
+def _keep_first(file: Path, embedded: NDArray[np.float32]) -> None:
+    """Writes embeddings where there are none: of several writers the first wins, for all must choose by the same."""
+    content = io.BytesIO()
+    np.save(content, embedded, allow_pickle=False)
+    own = atomic_write(file.with_name(f".{file.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}"), content.getvalue())
+    try:
+        os.link(own, file)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links: the last one wins
+        own.replace(file)
+    finally:
+        own.unlink(missing_ok=True)
+
+
 def _stored(file: Path, count: int) -> NDArray[np.float32] | None:
-    """Embeddings on disk; None where they are not there, or damaged."""
+    """Embeddings on disk; None where they are not there, or damaged, and removed then."""
     try:
         stored = np.load(file, allow_pickle=False)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
         logger.warning("%s cannot be read (%s); its pictures are embedded anew", file, error)
+        file.unlink(missing_ok=True)
         return None
     if stored.ndim != 2 or len(stored) != count or stored.dtype != np.float32:
         logger.warning("%s is not of %d pictures; they are embedded anew", file, count)
+        file.unlink(missing_ok=True)
         return None
     return stored
 
