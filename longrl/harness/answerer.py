@@ -256,6 +256,8 @@ def sampling_of(generation: Mapping[str, Any], default: SamplingParams) -> Sampl
         temperature = 0.0
     names = {"max_new_tokens": "max_completion_tokens", "top_p": "top_p", "top_k": "top_k"}
     given = {own: generation[name] for name, own in names.items() if generation.get(name) is not None}
+    if temperature == 0 and given.get("top_p") == 0:  # as some greedy tasks say it, where it means nothing
+        del given["top_p"]
     if temperature is not None:
         given["temperature"] = float(temperature)
     return replace(default, **given)

@@ -6,6 +6,7 @@ Stand-ins have the names and arguments of the real packages (`stand_ins.py`); po
 import importlib
 import json
 import sys
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -181,6 +182,7 @@ def test_sampling_as_a_task_says_it(tmp_path, caplog):
         1, 16, 0.0, 1.0, 20
     )
     assert sampling_of({"do_sample": False, "temperature": None}, own).temperature == 0.0
+    assert sampling_of({"temperature": 0, "top_p": 0}, own) == replace(own, temperature=0.0)  # as mathverse's tasks say
     assert not caplog.text
     sampling_of({"num_beams": 4}, own)
     assert "num_beams=4 has no effect" in caplog.text
