@@ -2,7 +2,7 @@
 
 A video has scenes of 5 to 11 seconds, each with one object (a colour, a shape, a corner). In one scene another object
 takes its place for two seconds: the event. In half of the others such an object does too, which no question is about,
-so that a change alone says little. What an event shows, colour, shape and corner together, no picture of training shows.
+so that a change alone says little. What an event shows, colour, shape and corner together, no training picture shows.
 """
 
 from __future__ import annotations

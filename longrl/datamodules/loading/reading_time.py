@@ -18,10 +18,10 @@ class ReadingClock:
         """Of choosing frames alone."""
         self._seconds: dict[str, float] = {}
 
-    def decoded(self, key: str, start: float) -> None:
-        """Notes that a medium's pixels or samples are there, `time.perf_counter` having been `start` before."""
+    def decoded(self, start: float, *keys: str) -> None:
+        """Notes that pixels or samples of media are there, `time.perf_counter` having been `start` before."""
         seconds = time.perf_counter() - start
-        self._seconds[key] = seconds
+        self._seconds |= dict.fromkeys(keys, seconds / max(1, len(keys)))
         self.spent_s += seconds
 
     def chose(self, start: float) -> None:

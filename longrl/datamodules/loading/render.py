@@ -388,8 +388,11 @@ class RowRenderer:
         check_one_video(row)
         self.remote.roots.check(path)
         local = self.remote.local_path(path) if "://" in path else path
+        start = time.perf_counter()
         reader = open_video(local, sampling, remote=self.remote, limits=self.decoding.media)
-        return single_frames(reader, self.decoding, self.shard)
+        images = single_frames(reader, self.decoding, self.shard)
+        self._clock.decoded(start, *(image.key for image in images))
+        return images
 
     def _read(self, kind: MediaKind, path: str, sampling: VideoSampling) -> Frames | AudioClip:
         """A file as the family reads it, kept for the next rows that show it."""
@@ -406,7 +409,7 @@ class RowRenderer:
             if kind == "image":
                 item = read_image(path, self.shard, self.decoding.media)
                 self.family.outline_media(item)
-                self._clock.decoded(item.key, start)
+                self._clock.decoded(start, item.key)
             elif kind == "video":
                 item = self._video(path, sampling)
             else:
@@ -422,8 +425,12 @@ class RowRenderer:
         """A part of a video as the family reads it, kept likewise; its path is that of a local file."""
         known = ("part", part)
         if known not in self._cache:
+            start = time.perf_counter()
             try:
-                self._cache[known] = self._traces(self.video).read_part(part)
+                read = self._traces(self.video).read_part(part)
+                self._cache[known] = read
+                if len(read.pixels):  # else its features are stored
+                    self._clock.decoded(start, read.key)
             except (UnusableSample, *CODE_ERRORS):
                 raise
             except Exception as error:  # the family's
@@ -447,7 +454,7 @@ class RowRenderer:
         options = self.shard, self.video.torn, self.decoding.media
         start = time.perf_counter()
         sound = read_sound(path, *options)
-        self._clock.decoded(sound.key, start)
+        self._clock.decoded(start, sound.key)
         if self.stored is not None and self.stored.has(self.family.outline_media(sound).key):
             return replace(sound, waveform=sound.waveform[:0], source=FileSound(path, *options))
         return sound
@@ -478,7 +485,7 @@ class RowRenderer:
         # 4. Decoded once in any case, so that a broken frame shows here; held in memory if they are few.
         parts = map(self.family.resize, reader.chunks(limits.frames_at_once(reader.outline)))
         frames = hold_frames(parts, len(reader.indices), limits.max_held_mib)
-        self._clock.decoded(outline.key, start)
+        self._clock.decoded(start, outline.key)
         if frames is None:
             self._checked.add(outline.key)
             return outline

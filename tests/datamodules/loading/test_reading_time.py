@@ -48,7 +48,7 @@ def test_choosing_frames_is_spent_on_each_question(monkeypatch):
     monkeypatch.setattr("longrl.datamodules.loading.reading_time.time.perf_counter", lambda: next(now))
     clock = ReadingClock()
     video = Frames("video", torch.zeros(0), (), "a")
-    clock.decoded("a", 9.0)
+    clock.decoded(9.0, "a")
     mark = clock.mark()
     clock.chose(9.0)
     assert clock.of([video], mark) == (3.0, 1.0 + 3.0)

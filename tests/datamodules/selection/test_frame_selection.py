@@ -105,7 +105,7 @@ def test_candidates_are_small_upright_and_the_frames_of_their_times(tmp_path):
     assert pictures.shape == (3, 32, 24, 3)
     wanted = read_video(path, VideoSampling(at_s=tuple(video.times))).pixels
     assert np.abs(pictures.mean(axis=(1, 2, 3)) - wanted.float().mean(dim=(1, 2, 3)).numpy()).max() <= 1
-    assert np.abs(video.greys()[:, 0, 0] - pictures[:, 0, 0].mean(axis=1)).max() <= 1
+    assert np.abs(video.greys()[:, 0, 0] - pictures[:, 0, 0].mean(axis=1)).max() <= 2
 
 
 @pytest.mark.parametrize("name", MADE)
