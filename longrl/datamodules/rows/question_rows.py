@@ -422,6 +422,14 @@ def make_rows(records: Iterable[Record], row_function: RowFunction, media_root: 
     """The checked rows of all records; in the place of one that cannot be used, the error that says what is wrong."""
     rows: list[Row | ValueError] = []
     for index, record in enumerate(records):
+        if None in record:  # as csv.DictReader names it
+            rows.append(
+                ValueError(
+                    f"record {index} has more cells than its table has columns, {str(record[None])[:100]} behind the "
+                    "last; put cells that have a separator within quotation marks"
+                )
+            )
+            continue
         made = row_or_error(row_function, record, index, media_root)
         several = [made] if isinstance(made, Row | ValueError) else made
         rows += [row_or_error(_checked_row, row) if isinstance(row, Row) else row for row in several]

@@ -4,6 +4,7 @@ import pytest
 
 from longrl.datamodules import rows as schemas
 from longrl.datamodules.rows.question_rows import make_rows
+from longrl.datamodules.rows.sources import read_records
 from longrl.types import Row
 from tests.datamodules.rows import benchmark_records as records, released_questions as released
 
@@ -85,3 +86,25 @@ def test_what_can_be_meant_is_taken():
     scene = released.mlvu(question_type="subPlot", scoring_points=["He sits.", None])
     (row,) = make_rows([scene], schemas.mlvu_row, None)
     assert row.answer == "- He sits."
+
+
+def test_lines_end_where_lines_end(tmp_path):
+    file = tmp_path / "charades.txt"
+    file.write_bytes("A1B2C 0 6##he smiles\u2028 and\x85 sits.\r\n\r\nA1B2C 1 2##he stands.\r\n".encode())
+    rows = make_rows(read_records(file), schemas.charades_sta_row, None)
+    assert [row.metadata["asked"] for row in rows] == ["he smiles\u2028 and\x85 sits", "he stands"]
+
+
+def test_a_table_with_a_cell_too_many_does_not_shift_the_others(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("id,video,question,answer\r\n1,v.mp4,What, who?,a dog\r\n2,v.mp4,Who?,a cat\r\n", newline="")
+    error, row = make_rows(read_records(file), schemas.canonical_row, None)
+    assert "record 0 has more cells than its table has columns" in str(error)
+    assert (row.problem, row.answer) == ("Who?", "a cat")
+
+
+def test_a_json_of_something_else_between_records_says_where(tmp_path):
+    file = tmp_path / "rows.json"
+    file.write_text('[{"question": "Who?"}, 3]')
+    with pytest.raises(ValueError, match=r"its record 1 \(from 0 on\) is 3: correct it, or take it out"):
+        read_records(file)
