@@ -174,6 +174,14 @@ def test_a_part_of_a_video_is_shown_as_the_task_says(tmp_path, lmms_eval):
     times = shown_in(tmp_path)[0]["frame_times"][0]
     assert all(2.0 - 0.25 <= time < 4.0 for time in times)
 
+    def beside_a_whole_one(doc):
+        (message,) = part(doc)
+        message["content"].append({"type": "video", "url": video(doc)})
+        return [message]
+
+    assert asked(lmms_eval, model, records()[:1], beside_a_whole_one)[0].text == ""
+    assert "a row has one span" in (tmp_path / "skipped.jsonl").read_text()
+
 
 def test_sampling_as_a_task_says_it(tmp_path, caplog):
     own = SamplingParams(1, 512, 0.6, 0.95, 20)
