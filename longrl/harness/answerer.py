@@ -264,7 +264,7 @@ def sampling_of(generation: Mapping[str, Any], default: SamplingParams) -> Sampl
 
 
 def asked_frames(video: VideoSampling, num_frames: int | None, fps: float | None) -> VideoSampling:
-    """The sampling with a harness's own number of frames or rate, where it has one; the data's limits give way."""
+    """The sampling with a harness's own number of frames, to which the data's limits give way, or its rate."""
     if num_frames:
         least, most = min(video.min_frames, num_frames), max(video.max_frames, num_frames)
         return replace(video, fps=None, num_frames=num_frames, min_frames=least, max_frames=most)
