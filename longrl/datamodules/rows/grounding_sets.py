@@ -65,13 +65,12 @@ def timelens_rows(record: Record, index: int, media_root: str | None = None) -> 
 
     def row(event: Mapping[str, Any], position: int) -> Row:
         query, span = event.get("query"), event.get("span")
-        is_list = isinstance(span, Sequence) and not isinstance(span, str) and span and isinstance(span[0], Sequence)
+        if isinstance(span, Sequence) and not isinstance(span, str) and span and isinstance(span[0], Sequence):
+            span = span[0]
         sentence = re.sub(r"\s+", " ", str(query or "")).strip().strip(".").strip()
         row_id = f"{stem}-{position if len(events) > 1 else index}"
         extra = {"duration": record.get("duration")}
-        return _grounding_row(
-            record, index, media_root, row_id, video, sentence, span[0] if is_list else span, category, extra
-        )
+        return _grounding_row(record, index, media_root, row_id, video, sentence, span, category, extra)
 
     return each_row(events, index, row)
 

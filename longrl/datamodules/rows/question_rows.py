@@ -423,9 +423,10 @@ def make_rows(records: Iterable[Record], row_function: RowFunction, media_root: 
     rows: list[Row | ValueError] = []
     for index, record in enumerate(records):
         if None in record:  # as csv.DictReader names it
+            behind = [*record.values()][-1]
             rows.append(
                 ValueError(
-                    f"record {index} has more cells than its table has columns, {str(record[None])[:100]} behind the "
+                    f"record {index} has more cells than its table has columns, {str(behind)[:100]} behind the "
                     "last; put cells that have a separator within quotation marks"
                 )
             )
