@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -283,10 +284,15 @@ def _breakdowns(
     for name, by_value in (asked.get("breakdowns") or {}).items():
         scores = {value: Score(**score) for value, score in by_value.items()}
         if score_name != "strict":
-            counted = _scores_by(lines, lambda line, name=name: line["breakdowns"].get(name), score_name)
+            counted = _scores_by(lines, functools.partial(_breakdown, name), score_name)
             scores = {value: counted[value] for value in scores if value in counted}
         groups[name] = scores
     return groups
+
+
+def _breakdown(name: str, line: SampleLine) -> str | None:
+    value: str | None = line["breakdowns"].get(name)
+    return value
 
 
 def _scores_by(
