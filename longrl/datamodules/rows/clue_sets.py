@@ -8,7 +8,8 @@ from typing import Any
 
 from longrl.datamodules.media.sampling import read_span
 from longrl.datamodules.rows.published import each_row, video_row
-from longrl.datamodules.rows.question_rows import given_options, is_null, missing_field_error, text_field
+from longrl.datamodules.rows.question_rows import given_options
+from longrl.datamodules.rows.record_fields import is_null, missing_field_error, text_field
 from longrl.datamodules.rows.sources import Record
 from longrl.rewards.options import option_label
 from longrl.types import Row

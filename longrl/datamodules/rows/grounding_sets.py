@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longrl.datamodules.rows.published import each_row, video_row
-from longrl.datamodules.rows.question_rows import first_field, missing_field_error, text_field
+from longrl.datamodules.rows.record_fields import first_field, missing_field_error, text_field
 from longrl.datamodules.rows.sources import LINE_FIELD, NAME_FIELD, Record
 from longrl.types import Row
 

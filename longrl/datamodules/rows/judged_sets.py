@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from longrl.datamodules.rows.published import video_row
-from longrl.datamodules.rows.question_rows import text_field
+from longrl.datamodules.rows.record_fields import text_field
 from longrl.datamodules.rows.sources import Record
 from longrl.types import Row
 

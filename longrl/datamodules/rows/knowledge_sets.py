@@ -7,14 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from longrl.datamodules.rows.published import each_row, options_by_letter, video_row
-from longrl.datamodules.rows.question_rows import (
-    given_options,
-    lettered_options,
-    media_field,
-    missing_field_error,
-    question_row,
-    text_field,
-)
+from longrl.datamodules.rows.question_rows import given_options, lettered_options, question_row
+from longrl.datamodules.rows.record_fields import media_field, missing_field_error, text_field
 from longrl.datamodules.rows.sources import NAME_FIELD, Record
 from longrl.rewards.numeric import number
 from longrl.types import Row

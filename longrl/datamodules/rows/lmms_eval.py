@@ -14,14 +14,8 @@ from urllib.parse import urlsplit
 
 from longrl.datamodules.rows.grounding_sets import when_fields
 from longrl.datamodules.rows.media_files import find_video
-from longrl.datamodules.rows.question_rows import (
-    first_field,
-    is_null,
-    media_field,
-    missing_field_error,
-    question_row,
-    row_or_error,
-)
+from longrl.datamodules.rows.question_rows import question_row, row_or_error
+from longrl.datamodules.rows.record_fields import first_field, is_null, media_field, missing_field_error
 from longrl.datamodules.rows.record_media import PICTURE_SUFFIXES
 from longrl.datamodules.rows.sources import Record
 from longrl.rewards.options import option_label, parse_options

@@ -12,14 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longrl.datamodules.rows.published import each_row, video_row
-from longrl.datamodules.rows.question_rows import (
-    first_field,
-    given_options,
-    is_null,
-    missing_field_error,
-    record_id,
-    text_field,
-)
+from longrl.datamodules.rows.question_rows import given_options
+from longrl.datamodules.rows.record_fields import first_field, is_null, missing_field_error, record_id, text_field
 from longrl.datamodules.rows.sources import Record
 from longrl.rewards.options import option_label
 from longrl.types import Row

@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from longrl.datamodules.rows.media_files import find_video
-from longrl.datamodules.rows.question_rows import (
+from longrl.datamodules.rows.question_rows import given_options, question_row, row_or_error
+from longrl.datamodules.rows.record_fields import (
     first_field,
-    given_options,
     media_field,
     media_fields,
     metadata_field,
     missing_field_error,
-    question_row,
     record_id,
-    row_or_error,
     text_field,
 )
 from longrl.datamodules.rows.sources import Record

@@ -11,13 +11,20 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from longrl.datamodules.media.subtitles import subtitles_below
 from longrl.datamodules.rows.conversations import is_conversation, read_conversation, read_tools, read_trace
 from longrl.datamodules.rows.pairs import is_pair, plain_pair
-from longrl.datamodules.rows.record_media import RecordMedia
+from longrl.datamodules.rows.record_fields import (
+    first_field,
+    is_null,
+    media_fields,
+    metadata_field,
+    missing_field_error,
+    record_id,
+    text_field,
+)
 from longrl.datamodules.rows.sources import Record
 from longrl.io.tags import tagged_parts, without_tagged
-from longrl.types import MediaKind, Row
+from longrl.types import Row
 
 Result = TypeVar("Result")
 RowFunction = Callable[[Record, int, str | None], Row | Sequence[Row | ValueError]]
@@ -262,11 +269,6 @@ def given_options(options: Any, record: Mapping[str, Any], index: int) -> list[A
     return wordings
 
 
-def is_null(value: object) -> bool:
-    """True for what stands where a table has nothing: None, or the NaN that a column of numbers has for it."""
-    return value is None or (isinstance(value, float) and value != value)
-
-
 def infer_task(problem: str, answer: str, *, has_media: bool) -> str:
     """The kind of answer that is wanted, for records that do not say.
 
@@ -336,72 +338,6 @@ def plain_reasoning(text: object) -> str | None:
         return None
     thinking = next(tagged_parts(text, "think"), None)
     return (thinking.content if thinking else without_tagged(text, "answer")).strip() or None
-
-
-def text_field(record: Mapping[str, Any], field: str, index: int) -> str:
-    """A field that must say something, as text."""
-    value = record.get(field)
-    if is_null(value) or not str(value).strip():
-        raise missing_field_error(record, index, field)
-    return str(value).strip()
-
-
-def media_field(
-    record: Mapping[str, Any], field: str, kind: MediaKind, index: int, media_root: str | None
-) -> tuple[str, ...]:
-    """Files of a field with media, in whichever form it has them; see `record_media.py`."""
-    try:
-        return RecordMedia(kind, media_root).paths(record.get(field), record)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"record {index} (id {record_id(record, index)!r}): {field!r} {error}") from error
-
-
-def media_fields(record: Mapping[str, Any], index: int, media_root: str | None) -> dict[str, Any]:
-    """The media of a row, as `media_field` reads them."""
-    kinds: tuple[MediaKind, ...] = ("video", "image", "audio")
-    return {f"{kind}s": media_field(record, f"{kind}s", kind, index, media_root) for kind in kinds}
-
-
-def metadata_field(
-    record: Mapping[str, Any], index: int, media_root: str | None, subtitles: Any = None
-) -> dict[str, Any]:
-    """The metadata of a row, in which files of subtitles lie under `media_root`, as its media do.
-
-    Args:
-        record: its `metadata` may be absent or null.
-        index: of the record.
-        media_root: where relative paths start.
-        subtitles: those of the record, instead of its metadata's.
-    """
-    given = record.get("metadata")
-    if not (given is None or isinstance(given, Mapping)):
-        raise ValueError(
-            f"record {index} (id {record_id(record, index)!r}): 'metadata' must be fields by name, got "
-            f"{type(given).__name__}; correct it, or leave it out"
-        )
-    metadata = dict(given or {})
-    lines = subtitles or metadata.get("subtitles")
-    return metadata | {"subtitles": subtitles_below(lines, media_root)} if lines else metadata
-
-
-def record_id(record: Mapping[str, Any], index: int) -> str:
-    """A record's own name, or its number."""
-    return str(first_field(record, "problem_id", "id", "question_id", "qid", default=index))
-
-
-def first_field(record: Mapping[str, Any], *names: str, default: Any = None) -> Any:
-    """The first of these fields that the record has."""
-    return next((record[name] for name in names if not is_null(record.get(name))), default)
-
-
-def missing_field_error(record: Mapping[str, Any], index: int, field: str, why: str = "") -> ValueError:
-    """The error of a record without a field that is needed."""
-    state = ("is empty" if field in record else "is missing") + why
-    return ValueError(
-        f"record {index} (id {record_id(record, index)!r}) needs {field!r}, which {state}; the record has "
-        f"{', '.join(map(str, record)) or 'no field'}. Correct it, or choose the row function of its schema with "
-        "data.row_function"
-    )
 
 
 def row_or_error(make: Callable[..., Result], *args: Any) -> Result | ValueError:

@@ -11,13 +11,7 @@ from typing import Any
 
 from longrl.datamodules.rows.long_video_sets import HIDDEN, HIDDEN_MARK, asked_with_options, candidates_choice
 from longrl.datamodules.rows.published import each_row, option_index, options_by_letter, shown_span, video_row
-from longrl.datamodules.rows.question_rows import (
-    first_field,
-    media_field,
-    missing_field_error,
-    record_id,
-    text_field,
-)
+from longrl.datamodules.rows.record_fields import first_field, media_field, missing_field_error, record_id, text_field
 from longrl.datamodules.rows.sources import NAME_FIELD, Record
 from longrl.types import Row
 
