@@ -17,6 +17,7 @@ NOT_HERE |= {
     "data/progress_SOURCE",
     "data/num_frames",
 }  # of mixes, and of a fixed number of frames
+NOT_HERE |= {"data/videos_decoded_on_cpu", "data/frames_decoded_on_cpu"}  # of decoding on GPUs
 
 
 NAME = re.compile(r"`((?:train|reward|rollout|data|time|memory|throughput)/\w+)`")

@@ -32,6 +32,7 @@ from longrl.datamodules.loading.skips import SkipLog
 from longrl.datamodules.loading.teacher_view import TeacherPrompts, TeacherView, teacher_prompts
 from longrl.datamodules.loading.templates import DEFAULT_QUESTION, DEFAULT_RESPONSE, check_templates
 from longrl.datamodules.loading.workers import warn_of_small_shared_memory
+from longrl.datamodules.media.device_frames import FALLBACKS
 from longrl.datamodules.media.media_roots import ANYWHERE, MediaRoots
 from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS, MediaLimits
 from longrl.datamodules.media.remote import RemoteMedia, default_folder
@@ -47,7 +48,7 @@ from longrl.io.functions import import_function
 from longrl.models.reading import RendersPrompts
 from longrl.packing.lengths import LengthLimit
 from longrl.strategies.parallel import Parallel
-from longrl.types import FrameShard, Row, UnusableSample
+from longrl.types import FrameShard, Metrics, Row, UnusableSample
 
 logger = logging.getLogger(__name__)
 
@@ -246,6 +247,11 @@ class LongVideoReason(StreamedData):
             self.loader_options = replace(self.loader_options, pin_memory=on_gpu)
         self.renderer.teacher = self._teacher_prompts(parallel.compute_dtype) if stage == "fit" else None
         super().setup(stage)
+
+    @override
+    def counts(self) -> Metrics:
+        """What was to be decoded on the encoder's device and was not."""
+        return FALLBACKS.metrics() if self.renderer.video.decode_on == "encoder" else {}
 
     def _teacher_prompts(self, compute_dtype: str | None) -> TeacherPrompts | None:
         """What makes the prompts of the run's teachers, where they differ from the policy's."""

@@ -72,6 +72,11 @@ def check_averages(rows: Sequence[Row], mean_over: str | None, groups: QuestionG
             raise ValueError(
                 f"{option}={name} is a field that no row has in its metadata; name some of what is there: {known}"
             )
+    if mean_over is not None and any(isinstance(row.metadata.get(mean_over), list | tuple) for row in rows):
+        raise ValueError(
+            f"protocol.mean_over={mean_over} is a field that says several things of some questions, which are of one "
+            "task each; list it under breakdowns, and set protocol.mean_over to another field or to null"
+        )
     if groups is None:
         return
     scorer, by_name = groups.scorer(), groups.of(rows)

@@ -52,10 +52,10 @@ def cg_bench(records: Sequence[Record]) -> dict[str, float]:
     for question in by_question(records):
         qid, _, mode = str(question[0]["id"]).rpartition("/")
         modes[mode][qid] = _value(question)
-    figures = {}
+    values, figures = _values(records), {}
     for mode, name in (("long", "long-acc"), ("clue", "clue-acc"), ("grounding", "mIoU")):
-        if modes[mode]:
-            figures[name] = _percent(list(modes[mode].values()))
+        if mode in values:
+            figures[name] = _percent(values[mode])
     if figures.get("clue-acc") and "long-acc" in figures:
         figures["CRR"] = 100 * min(figures["long-acc"], figures["clue-acc"]) / figures["clue-acc"]
     grounded = modes["grounding"]
@@ -78,11 +78,11 @@ def video_mmmu(records: Sequence[Record]) -> dict[str, float]:
     for question in by_question(records):
         record_id = str(question[0]["id"]).partition("/")[0]
         questions[str(question[0]["category"])][record_id] = _value(question)
-    before = questions.pop("question only", {})
-    figures = {name: _percent(list(each.values())) for name, each in sorted(questions.items())}
+    before, after = questions["question only"], questions["adaptation"]
+    tracks = {name: each for name, each in _values(records).items() if name != "question only"}
+    figures = {name: _percent(each) for name, each in tracks.items()}
     if figures:
-        figures = {"overall": _percent([value for each in questions.values() for value in each.values()]), **figures}
-    after = questions.get("adaptation", {})
+        figures = {"overall": _percent([value for each in tracks.values() for value in each]), **figures}
     both = sorted(before.keys() & after.keys())
     if both:
         start, end = _percent([before[qid] for qid in both]), _percent([after[qid] for qid in both])

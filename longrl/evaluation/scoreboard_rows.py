@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -284,15 +283,15 @@ def _breakdowns(
     for name, by_value in (asked.get("breakdowns") or {}).items():
         scores = {value: Score(**score) for value, score in by_value.items()}
         if score_name != "strict":
-            counted = _scores_by(lines, functools.partial(_breakdown, name), score_name)
+            counted = _scores_by(lines, _value_of_field(name), score_name)
             scores = {value: counted[value] for value in scores if value in counted}
         groups[name] = scores
     return groups
 
 
-def _breakdown(name: str, line: SampleLine) -> str | None:
-    value: str | None = line["breakdowns"].get(name)
-    return value
+def _value_of_field(name: str) -> Callable[[SampleLine], str | None]:
+    """What a line's row says in a field of its breakdowns."""
+    return lambda line: line["breakdowns"].get(name)
 
 
 def _scores_by(

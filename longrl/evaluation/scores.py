@@ -155,7 +155,8 @@ def macro_score(values: Sequence[float], strata: Sequence[object], clusters: Seq
     """Mean over strata (tasks) of the mean of each, which all count alike, with intervals as those of `score`.
 
     n is divided by what the unequal weights cost (Kish 1965), then by the design effect of the clusters: of one stratum
-    this is `score`.
+    this is `score`. A stratum with a single cluster says nothing of how clusters differ, so there deviations are from
+    the mean of all.
 
     Args:
         values: [n] in [0, 1].
@@ -175,7 +176,11 @@ def macro_score(values: Sequence[float], strata: Sequence[object], clusters: Seq
     low, high = wilson_interval(mean * num_alike, num_alike)
     if clusters is None:
         return Score(mean, low, high, n)
-    terms = [weight * (value - within[of]) for weight, value, of in zip(weights, values, strata, strict=True)]
+    clusters_of: dict[object, set[object]] = defaultdict(set)
+    for stratum, cluster in zip(strata, clusters, strict=True):
+        clusters_of[stratum].add(cluster)
+    center = {stratum: within[stratum] if len(clusters_of[stratum]) > 1 else mean for stratum in counts}
+    terms = [weight * (value - center[of]) for weight, value, of in zip(weights, values, strata, strict=True)]
     independent = mean * (1 - mean) / max(num_alike - 1, 1)
     effect = max(1.0, _variance_of_sum(terms, clusters) / independent) if independent > 0 else 1.0
     return Score(mean, low, high, n, *wilson_interval(mean * num_alike / effect, num_alike / effect))
@@ -349,7 +354,7 @@ def _variance_of_mean(values: Sequence[float], clusters: Sequence[object]) -> fl
 
 
 def _variance_of_sum(terms: Sequence[float], clusters: Sequence[object]) -> float:
-    """C / (C - 1) * sum over C clusters of (sum of terms)^2, of terms whose mean is 0."""
+    """C / (C - 1) * sum over C clusters of (sum of terms)^2, of terms whose sum is expected to be 0."""
     sums: dict[object, float] = defaultdict(float)
     for term, cluster in zip(terms, clusters, strict=True):
         sums[cluster] += term

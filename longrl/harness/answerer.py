@@ -256,13 +256,15 @@ def sampling_of(generation: Mapping[str, Any], default: SamplingParams) -> Sampl
         temperature = 0.0
     names = {"max_new_tokens": "max_completion_tokens", "top_p": "top_p", "top_k": "top_k"}
     given = {own: generation[name] for name, own in names.items() if generation.get(name) is not None}
+    if temperature == 0 and given.get("top_p") == 0:  # as some greedy tasks say it, where it means nothing
+        del given["top_p"]
     if temperature is not None:
         given["temperature"] = float(temperature)
     return replace(default, **given)
 
 
 def asked_frames(video: VideoSampling, num_frames: int | None, fps: float | None) -> VideoSampling:
-    """The sampling with a harness's own number of frames or rate, where it has one; the data's limits give way."""
+    """The sampling with a harness's own number of frames, to which the data's limits give way, or its rate."""
     if num_frames:
         least, most = min(video.min_frames, num_frames), max(video.max_frames, num_frames)
         return replace(video, fps=None, num_frames=num_frames, min_frames=least, max_frames=most)

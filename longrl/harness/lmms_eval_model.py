@@ -80,7 +80,7 @@ class LongRL(lmms):
         for message in messages:
             content = message["content"]
             if not isinstance(content, str):
-                spans += [span for part in content if (span := _span_of(part)) is not None]
+                spans += [_span_of(part) for part in content if part["type"] == "video"]
                 content = [_as_part(part) for part in content]
             spoken.append({"role": message["role"], "content": content})
         if len(set(spans)) > 1:

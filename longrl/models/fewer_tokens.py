@@ -113,6 +113,10 @@ class FewerTokens(ProcessorFamily):
 
     @override
     def encoded_patches(self, media: Media) -> int:
+        """Those of pooled features count each, and a last pool as full: an item does not say how many frames it has.
+
+        For a short video that is too many: with `temporal_pool` 3 nine temporal patches of 14 frames, not seven.
+        """
         _, height, width = media.grid_thw
         pools = self._num_pools(media) * self.pooling.time if media.kind == "video" else 1
         return pools * height * width

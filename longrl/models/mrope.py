@@ -1,4 +1,9 @@
-"""M-RoPE: time, height and width position of every token of a prompt (arXiv:2409.12191, section 2.1)."""
+"""M-RoPE: time, height and width position of every token of a prompt (arXiv:2409.12191, section 2.1).
+
+As Qwen2.5-VL's released code and vLLM count them: text advances by one on all axes; a media item starts where the text
+stopped, and its time axis runs by seconds, truncated to integers; text goes on at the largest position used so far plus
+one.
+"""
 
 from __future__ import annotations
 
@@ -20,33 +25,17 @@ class PositionBlock(NamedTuple):
     """Where the text behind it goes on, from 0 on."""
 
 
-def mrope_positions(
-    input_ids: Tensor, media: Sequence[Media], media_tokens: set[int], merge_size: int, tokens_per_second: float
-) -> Tensor:
-    """Time, height and width position of every token, as Qwen2.5-VL's released code and vLLM count them.
-
-    Text advances by one on all axes. A media item starts where the text stopped; its time axis runs at
-    `tokens_per_second`, truncated to integers; text goes on at the largest position used so far plus one.
+def place_blocks(input_ids: Tensor, blocks: Sequence[PositionBlock], media_tokens: set[int]) -> Tensor:
+    """Time, height and width position of every token of a prompt.
 
     Args:
         input_ids: [T] with media placeholders expanded.
-        media: in the order of their placeholders.
+        blocks: of the media, in the order of their placeholders.
         media_tokens: ids of placeholder tokens.
-        merge_size: patches merged along height and width.
-        tokens_per_second: positions per second of video.
 
     Returns:
         [3, T] int64.
     """
-    blocks = []
-    for item in media:
-        grid = grid_positions(item, merge_size, item.seconds_per_temporal_patch * tokens_per_second)
-        blocks.append(PositionBlock(grid, int(grid.max()) + 1))
-    return place_blocks(input_ids, blocks, media_tokens)
-
-
-def place_blocks(input_ids: Tensor, blocks: Sequence[PositionBlock], media_tokens: set[int]) -> Tensor:
-    """[3, T] positions of a prompt of [T] tokens, with the blocks of its media placeholders in their order."""
     is_media = torch.isin(input_ids, torch.tensor(sorted(media_tokens)))
     placeholders = is_media.nonzero()[:, 0].tolist()
     parts = []

@@ -285,6 +285,8 @@ class TrainedModule(ParallelModule, abc.ABC):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, StreamedData):
             self.log_dict(data.metrics(), batch_size=1)
+            if counts := data.counts():
+                self.log_dict(self.parallel.world.sum_dict(counts), batch_size=1)
         if metrics:
             if getattr(batch, "groups", None) is not None:
                 metrics |= self._follow(metrics)

@@ -17,7 +17,8 @@ from longrl.types import Completion, Row
 
 PRED = re.compile(r"""['"]pred['"]\s*:\s*['"]([^'"]*)""")
 SCORE_OF_FIVE = re.compile(r"""['"]score['"]\s*:\s*['"]?([0-5])(?:\.\d*)?(?![\d.])""")
-CORRECT = re.compile(r"""['"]correct['"]\s*:\s*(true|false)""", re.IGNORECASE)
+CORRECT = re.compile(r"""['"]correct['"]\s*:\s*['"]?(true|false)\b""", re.IGNORECASE)
+"""Of each the last in a reply counts: a judge may think aloud before."""
 
 
 def yes_or_no(reply: str) -> float:
@@ -26,8 +27,7 @@ def yes_or_no(reply: str) -> float:
     Raises:
         JudgementFailed: it says neither.
     """
-    found = PRED.search(reply)
-    said = found[1].lower() if found else ""
+    said = (PRED.findall(reply) or [""])[-1].lower()
     if "yes" in said:
         return 1.0
     if "no" in said:
@@ -41,10 +41,10 @@ def score_of_five(reply: str) -> float:
     Raises:
         JudgementFailed: it has none.
     """
-    found = SCORE_OF_FIVE.search(reply)
-    if found is None:
+    found = SCORE_OF_FIVE.findall(reply)
+    if not found:
         raise JudgementFailed(f"the judge's reply must have a 'score' from 0 to 5, got {reply[-200:]!r}")
-    return int(found[1]) / 5
+    return int(found[-1]) / 5
 
 
 def correct_flag(reply: str) -> float:
@@ -53,10 +53,10 @@ def correct_flag(reply: str) -> float:
     Raises:
         JudgementFailed: it has none.
     """
-    found = CORRECT.search(reply)
-    if found is None:
+    found = CORRECT.findall(reply)
+    if not found:
         raise JudgementFailed(f'the judge\'s reply must have "correct": true or false, got {reply[-200:]!r}')
-    return float(found[1].lower() == "true")
+    return float(found[-1].lower() == "true")
 
 
 def score_line(reply: str) -> float:

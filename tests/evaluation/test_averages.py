@@ -49,6 +49,13 @@ def test_the_clustered_interval_of_a_mean_over_tasks_holds_what_it_says():
     assert covered >= 0.93 * 400 > plain_covered
 
 
+def test_a_task_on_one_video_does_not_hide_how_videos_differ():
+    """Two tasks on one video each, all right and all wrong: by the videos, no less open than two questions alone."""
+    found = macro_score([1.0] * 20 + [0.0] * 20, ["a"] * 20 + ["b"] * 20, ["v"] * 20 + ["w"] * 20)
+    assert found.accuracy == pytest.approx(0.5)
+    assert found.interval[0] <= wilson_interval(1, 2)[0] < wilson_interval(1, 2)[1] <= found.interval[1]
+
+
 def logic(structure, *correct):
     rows = [Row(f"1-{n}", "?", "A", metadata={"group_type": "logic", "group_structure": structure}) for n in range(4)]
     return video_mme_v2(rows, [float(one) for one in correct])
@@ -137,6 +144,9 @@ def test_what_no_row_has_is_found_before_a_question_is_asked(caplog):
         ValueError, match=r"protocol.mean_over=task is a field that no row has.* group, group_structure"
     ):
         check_averages(rows, "task", None)
+    several = [Row("r", "?", "A", metadata={"kinds": ["a", "b"]})]
+    with pytest.raises(ValueError, match=r"protocol.mean_over=kinds .* says several things.*breakdowns"):
+        check_averages(several, "kinds", None)
     with pytest.raises(ValueError, match=r"protocol.groups.field=quartet is a field"):
         check_averages(rows, None, QuestionGroups("quartet", GROUPS.score))
     with pytest.raises(ValueError, match=r"1 of 1 groups .* the first, 'v': a group has 4 questions, got 3.*to null"):

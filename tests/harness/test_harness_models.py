@@ -6,6 +6,7 @@ Stand-ins have the names and arguments of the real packages (`stand_ins.py`); po
 import importlib
 import json
 import sys
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -173,6 +174,14 @@ def test_a_part_of_a_video_is_shown_as_the_task_says(tmp_path, lmms_eval):
     times = shown_in(tmp_path)[0]["frame_times"][0]
     assert all(2.0 - 0.25 <= time < 4.0 for time in times)
 
+    def beside_a_whole_one(doc):
+        (message,) = part(doc)
+        message["content"].append({"type": "video", "url": video(doc)})
+        return [message]
+
+    assert asked(lmms_eval, model, records()[:1], beside_a_whole_one)[0].text == ""
+    assert "a row has one span" in (tmp_path / "skipped.jsonl").read_text()
+
 
 def test_sampling_as_a_task_says_it(tmp_path, caplog):
     own = SamplingParams(1, 512, 0.6, 0.95, 20)
@@ -181,6 +190,7 @@ def test_sampling_as_a_task_says_it(tmp_path, caplog):
         1, 16, 0.0, 1.0, 20
     )
     assert sampling_of({"do_sample": False, "temperature": None}, own).temperature == 0.0
+    assert sampling_of({"temperature": 0, "top_p": 0}, own) == replace(own, temperature=0.0)  # as mathverse's tasks say
     assert not caplog.text
     sampling_of({"num_beams": 4}, own)
     assert "num_beams=4 has no effect" in caplog.text

@@ -5,11 +5,8 @@ import torch
 import transformers
 from packaging.version import Version
 
-from longrl.models.mrope import mrope_positions
 from longrl.types import Media
 from tests.tiny import frames, row, vl_family
-
-VIDEO, IMAGE = 90, 91
 
 
 def medium(kind, grid, seconds=0.0):
@@ -20,8 +17,10 @@ def test_text_after_a_video_goes_on_behind_its_last_second():
     # 2 text tokens, a video of 3 cells of 1 x 2 tokens every 1.4 s at 2 positions per second, 1 text token.
     # Time runs 0, 2.8 -> 2, 5.6 -> 5 from position 2, so the text after it stands at 2 + 5 + 1 = 8.
     # transformers 5.19 puts it at 2 + max(1, 2) = 4.
-    ids = torch.tensor([1, 2, *[VIDEO] * 6, 3])
-    found = mrope_positions(ids, [medium("video", (3, 2, 4), 1.4)], {VIDEO, IMAGE}, 2, tokens_per_second=2)
+    family = vl_family()
+    family.config.vision_config.tokens_per_second = 2
+    ids = torch.tensor([1, 2, *[family.config.video_token_id] * 6, 3])
+    found = family.position_ids(ids, [medium("video", (3, 2, 4), 1.4)])
     assert found.tolist() == [
         [0, 1, 2, 2, 4, 4, 7, 7, 8],
         [0, 1, 2, 2, 2, 2, 2, 2, 8],
@@ -30,9 +29,11 @@ def test_text_after_a_video_goes_on_behind_its_last_second():
 
 
 def test_text_after_an_image_goes_on_behind_its_longer_side():
-    ids = torch.tensor([1, *[IMAGE] * 6, 2, *[IMAGE] * 1, 3])
+    family = vl_family()
+    image = family.config.image_token_id
+    ids = torch.tensor([1, *[image] * 6, 2, image, 3])
     media = [medium("image", (1, 4, 6)), medium("image", (1, 2, 2))]
-    found = mrope_positions(ids, media, {VIDEO, IMAGE}, 2, tokens_per_second=2)
+    found = family.position_ids(ids, media)
     assert found.tolist() == [
         [0, 1, 1, 1, 1, 1, 1, 4, 5, 6],
         [0, 1, 1, 1, 2, 2, 2, 4, 5, 6],

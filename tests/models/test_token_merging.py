@@ -8,8 +8,9 @@ import torch
 from longrl.features.cache import FeatureCache
 from longrl.models.cell_order import shuffled_prompt
 from longrl.models.token_merging import TokenMerging, without_places
-from longrl.testing import check_family
+from longrl.testing import check_family, family_claims
 from longrl.types import UnusableSample
+from tests.distributed import run_distributed
 from tests.families import FAMILIES
 from tests.models.plain_fewer_tokens import media_inputs, pooled_model
 from tests.tiny import frames, omni_family, row, vl_family
@@ -28,8 +29,9 @@ def merging_family(name, **options):
         ("qwen3-vl", 2, {"spatial_pool": 2, "max_kept_tokens": 7}),
     ],
 )
-def test_all_that_is_claimed_of_a_family_holds_with_merging(name, num_ranks, options):
+def test_all_that_is_claimed_of_a_family_holds_with_merging(name, num_ranks, options, monkeypatch):
     """Packed == separate with every gradient, engine == trainer, cached == fresh, two ranks == one, observations."""
+    monkeypatch.setattr(family_claims, "run_on_ranks", run_distributed)  # by processes that other tests start, too
     family = merging_family(name, **options)
     report = check_family(family, plain_model=pooled_model, media_inputs=media_inputs, num_ranks=num_ranks)
     assert {"shared prefix", "observations", "generation", "cached features"} <= report.checked.keys()

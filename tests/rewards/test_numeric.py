@@ -136,6 +136,9 @@ def test_a_numeric_row_without_a_number_is_an_error_with_the_remedy():
 def test_mean_relative_accuracy_counts_thresholds():
     assert mean_relative_accuracy(tagged("10"), row("10")) == 1.0
     assert mean_relative_accuracy(tagged("12.2"), row("10")) == pytest.approx(0.6)  # 0.22 < 0.5, 0.45, .. 0.25
+    # Equal to a threshold is not below it: 0.45 of 3, 0.4 of 1.7 and 0.25 of 2.4.
+    for said, gold, share in (("4.35", "3", 0.1), ("2.38", "1.7", 0.2), ("1.8", "2.4", 0.5)):
+        assert mean_relative_accuracy(tagged(said), row(gold)) == share
     assert mean_relative_accuracy(tagged("16"), row("10")) == 0.0
     assert mean_relative_accuracy(tagged("0"), row("0")) == 1.0
     assert mean_relative_accuracy(tagged("x"), row("10")) == 0.0

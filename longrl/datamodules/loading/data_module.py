@@ -112,6 +112,10 @@ class StreamedData(LightningDataModule, abc.ABC):
         """What a curriculum knows, and what it chose for the step; nothing without one."""
         return {} if self._stream is None else self._stream.metrics()
 
+    def counts(self) -> Metrics:
+        """What this rank alone has counted so far, by the same names on all ranks, which are to sum it."""
+        return {}
+
     @override
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
         return self.eval_loader("val") if self.sources["val"] else []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd, lcm
 from pathlib import Path
@@ -46,15 +46,15 @@ class DataSource:
     """Instead of `data.row_function`."""
     media_root: str | None = None
     """Instead of `data.media_root`."""
-    fields: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, str] | None = None
     """Fields that each of its records gets, for sets whose files say by their names what is in them (MVBench's tasks);
     a record's own fields stay."""
 
 
 def records_of(one: DataSource) -> Iterable[Record]:
     """The records of a source, with the fields that it adds; see `read_records`."""
-    records = read_records(one.source)
-    return ({**one.fields, **record} for record in records) if one.fields else records
+    records, fields = read_records(one.source), one.fields
+    return ({**fields, **record} for record in records) if fields else records
 
 
 def source_list(sources: str | Path | Sequence[str | DataSource] | None) -> list[DataSource]:

@@ -48,7 +48,7 @@ class DecodesFrames(Protocol):
         """[F, 3, H, W] uint8 RGB of frames by their numbers in the index, upright and in the file's own size.
 
         Args:
-            indices: increasing, and above those of earlier calls.
+            indices: increasing, and above those of earlier calls; decord and torchcodec go back, too.
 
         Raises:
             UnusableSample: one of them cannot be decoded exactly, or decoding takes longer than the limits allow.
@@ -164,7 +164,7 @@ class TorchcodecFrames:
     Args:
         path: of the file.
         index: its frames.
-        limits: what decoding may cost; on a GPU nothing is counted.
+        limits: what decoding may cost; what a GPU does is not counted.
         device: where it decodes and the pixels are; a CUDA device decodes by NVDEC, and its pixels never leave it.
 
     Raises:
@@ -197,6 +197,18 @@ class TorchcodecFrames:
             raise refused(self._path, "torchcodec", "it gives other frames than those asked for")
         return batch.data
 
+    @property
+    def is_left_to_cpu(self) -> bool:
+        """True if torchcodec decodes on the CPU though it was to use a GPU; known behind the first frames."""
+        return bool(self._decoder.cpu_fallback)
+
+
+def check_shown_size(path: str | Path, decoder: str, pixels: Tensor, expected: tuple[int, int]) -> None:
+    """Raises UnusableSample for frames of another size: a decoder that does not know how they stand, say."""
+    found = tuple(pixels.shape[2:])
+    if found != expected:
+        raise refused(path, decoder, f"it gives frames of {found} pixels, not {expected}")
+
 
 def refused(path: str | Path, decoder: str, reason: str) -> UnusableSample:
     """The sample of a file that a decoder would not give exactly."""
@@ -204,8 +216,11 @@ def refused(path: str | Path, decoder: str, reason: str) -> UnusableSample:
 
 
 def _failed(path: str | Path, decoder: str, error: Exception) -> UnusableSample:
+    """What becomes of an error of a decoder."""
     if isinstance(error, UnusableSample):
         return error
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):  # the machine's, whatever the file
+        raise error
     said = LOG_PREFIX.sub("", _first_line(error))[:300]
     return UnusableSample(path, f"{decoder} cannot decode it ({type(error).__name__}: {said}); perhaps {REMEDY}")
 

@@ -19,7 +19,6 @@ import av
 import numpy as np
 import torch
 from av.sidedata.sidedata import Type as SideData
-from torch import Tensor
 
 from longrl.datamodules.media.decoders import (
     CPU,
@@ -27,9 +26,11 @@ from longrl.datamodules.media.decoders import (
     DecordFrames,
     TorchcodecFrames,
     check_readable,
+    check_shown_size,
     decoder_version,
     refused,
 )
+from longrl.datamodules.media.device_frames import DeviceFrames
 from longrl.datamodules.media.frame_index import (
     BROADCASTS,
     ENCODE_ANEW,
@@ -129,7 +130,7 @@ class VideoReader:
         with self._opened(device) as frames:
             for start in range(0, len(self.indices), num_frames):
                 pixels = frames.pixels(self.indices[start : start + num_frames])
-                self._check_size(pixels)
+                check_shown_size(self.path, self._decoder, pixels, self._index.shown_size)
                 yield replace(self.outline, pixels=pixels)
 
     def try_ends(self) -> None:
@@ -140,13 +141,7 @@ class VideoReader:
         """
         ends = sorted({self.indices[0], self.indices[-1]})
         with self._opened(CPU) as frames:
-            self._check_size(frames.pixels(ends))
-
-    def _check_size(self, pixels: Tensor) -> None:
-        """A decoder that does not know how frames stand, or that they changed their size, gives other pictures."""
-        found, expected = tuple(pixels.shape[2:]), tuple(self.outline.pixels.shape[2:])
-        if found != expected:
-            raise refused(self.path, self._decoder, f"it gives frames of {found} pixels, not {expected}")
+            check_shown_size(self.path, self._decoder, frames.pixels(ends), self._index.shown_size)
 
     @contextmanager
     def _opened(self, device: torch.device) -> Iterator[DecodesFrames]:
@@ -157,10 +152,25 @@ class VideoReader:
                 yield PyAVFrames(path, container, stream, index, limits)
             return
         check_readable(path, index, self._decoder)
-        if self._decoder == "decord":
-            yield DecordFrames(path, index, limits)
-        else:
-            yield TorchcodecFrames(path, index, limits, device)
+        if device.type != "cpu":  # its loader has seen how the frames stand
+            yield DeviceFrames(path, index, limits, device)
+            return
+        frames = (
+            DecordFrames(path, index, limits) if self._decoder == "decord" else TorchcodecFrames(path, index, limits)
+        )
+        if index.orientation != UPRIGHT:
+            self._check_turned(frames)
+        yield frames
+
+    def _check_turned(self, frames: DecodesFrames) -> None:
+        """Compares the first frame with PyAV's: half a turn that was not made is seen in no size.
+
+        decord obeys no display matrix outside of MP4 and MOV, and neither it nor torchcodec one within the stream.
+        """
+        with opened_video(self.path, self._limits) as (container, stream):
+            expected = PyAVFrames(self.path, container, stream, self._index, self._limits).pixels([0])
+        if not torch.equal(frames.pixels([0]), expected):
+            raise refused(self.path, self._decoder, "it does not turn its picture as the file asks for")
 
 
 def hold_frames(parts: Iterator[Frames], num_frames: int, max_mib: int) -> Frames | None:

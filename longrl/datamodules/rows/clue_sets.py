@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
 from typing import Any
 
+from longrl.datamodules.media.sampling import read_span
 from longrl.datamodules.rows.published import each_row, video_row
-from longrl.datamodules.rows.question_rows import text_field
+from longrl.datamodules.rows.question_rows import given_options, is_null, missing_field_error, text_field
 from longrl.datamodules.rows.sources import Record
 from longrl.rewards.options import option_label
 from longrl.types import Row
@@ -45,7 +46,7 @@ INSTRUCTIONS = {
 def cg_bench_rows(record: Record, index: int, media_root: str | None = None) -> list[Row | ValueError]:
     """A question in all three modes: on the whole video, on its clues alone, and where these are."""
     make = functools.partial(_cg_bench_row, record, index, media_root)
-    return each_row(MODES, lambda mode, _: make(mode))
+    return each_row(MODES, index, lambda mode, _: make(mode))
 
 
 def cg_bench_long_row(record: Record, index: int, media_root: str | None = None) -> Row:
@@ -64,7 +65,10 @@ def cg_bench_grounding_row(record: Record, index: int, media_root: str | None = 
 
 
 def _cg_bench_row(record: Record, index: int, media_root: str | None, mode: str) -> Row:
-    question, choices = text_field(record, "question", index), list(record.get("choices") or ())
+    question = text_field(record, "question", index)
+    choices = given_options(record.get("choices") or (), record, index)
+    if not choices:
+        raise missing_field_error(record, index, "choices")
     clues = _clues(record, index)
     asked = "\n".join(f"{option_label(n)}:{choice}" for n, choice in enumerate(choices))
     metadata = {
@@ -98,17 +102,20 @@ def _cg_bench_row(record: Record, index: int, media_root: str | None, mode: str)
 
 def _clues(record: Record, index: int) -> list[list[float]]:
     clues = record.get("clue_intervals")
-    spans = clues if isinstance(clues, Sequence) and not isinstance(clues, str) else ()
-    if not spans or not all(len(span) == 2 and 0 <= span[0] < span[1] for span in spans):
+    try:
+        spans = [list(read_span(span)) for span in clues or ()]
+    except (ValueError, TypeError):
+        spans = []
+    if not spans or any(math.isinf(end) for _, end in spans):
         raise ValueError(
             f"record {index} (qid {record.get('qid')!r}): 'clue_intervals' must be [start, end] in increasing seconds, "
             f"got {clues!r:.100}; correct it"
         )
-    return [[float(second) for second in span] for span in spans]
+    return spans
 
 
 def _minutes(duration_s: Any) -> str | None:
     """The group of a length in seconds."""
-    if not isinstance(duration_s, (int, float)):
+    if not isinstance(duration_s, (int, float)) or is_null(duration_s):
         return None
     return DURATIONS[min(max(0, -int(-duration_s // 600) - 1), 6)]

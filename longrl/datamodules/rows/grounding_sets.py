@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longrl.datamodules.rows.published import each_row, video_row
-from longrl.datamodules.rows.question_rows import first_field, missing_field_error, record_id, text_field
+from longrl.datamodules.rows.question_rows import first_field, missing_field_error, text_field
 from longrl.datamodules.rows.sources import LINE_FIELD, NAME_FIELD, Record
 from longrl.types import Row
 
@@ -49,25 +49,30 @@ def timelens_rows(record: Record, index: int, media_root: str | None = None) -> 
     video = str(first_field(record, "video_path", NAME_FIELD, default=""))
     if not video:
         raise missing_field_error(record, index, "video_path", f", and so is {NAME_FIELD!r}")
-    if record.get("events"):
-        events = [(event.get("query"), event.get("span")) for event in record["events"]]
-    elif "queries" in record:
-        events = list(zip(record["queries"], record["spans"], strict=True))
+    if "queries" in record:
+        queries, spans = (list(record.get(name) or ()) for name in ("queries", "spans"))
+        if len(queries) != len(spans) or not queries:
+            raise ValueError(
+                f"record {index} (id {video!r}): 'queries' and 'spans' must be as many, at least one, got "
+                f"{len(queries)} and {len(spans)}; correct it"
+            )
+        events = [{"query": query, "span": span} for query, span in zip(queries, spans, strict=True)]
     else:
-        events = [(record.get("query"), record.get("span"))]
+        events = record.get("events") or [record]
     stem = video.rpartition("/")[2].removesuffix(".mp4")
     named = next((name for name, pattern in SET_OF_NAME if pattern.fullmatch(stem)), "charades")
     category = str(first_field(record, "source", default=named))
 
-    def row(event: tuple[Any, Any], position: int) -> Row:
-        query, span = event
-        spans = span if isinstance(span, Sequence) and span and isinstance(span[0], Sequence) else [span]
+    def row(event: Mapping[str, Any], position: int) -> Row:
+        query, span = event.get("query"), event.get("span")
+        if isinstance(span, Sequence) and not isinstance(span, str) and span and isinstance(span[0], Sequence):
+            span = span[0]
         sentence = re.sub(r"\s+", " ", str(query or "")).strip().strip(".").strip()
         row_id = f"{stem}-{position if len(events) > 1 else index}"
         extra = {"duration": record.get("duration")}
-        return _grounding_row(record, index, media_root, row_id, video, sentence, spans[0], category, extra)
+        return _grounding_row(record, index, media_root, row_id, video, sentence, span, category, extra)
 
-    return each_row(events, row)
+    return each_row(events, index, row)
 
 
 def _grounding_row(
@@ -86,21 +91,28 @@ def _grounding_row(
     if not sentence:
         raise ValueError(f"record {index} (id {row_id!r}) needs a sentence to look for, got none; correct it")
     try:
-        start, end = (float(second) for second in span)
+        start, end = (float(second) for second in (() if isinstance(span, str) else span))
     except (TypeError, ValueError):
         start, end = 0.0, 0.0
-    if not 0 <= start < end:
+    if not 0 <= start < end < float("inf"):
         raise ValueError(
-            f"record {index} (id {record_id(record, index)!r}): a sentence must happen between two increasing seconds, "
+            f"record {index} (id {row_id!r}): a sentence must happen between two increasing seconds, "
             f"got {span!r}; correct it"
         )
     fields = {
         "id": row_id,
-        "question": f'When does this happen in the video: "{sentence}"? Give its start and its end in seconds.',
+        **when_fields(sentence, start, end),
         "options": None,
-        "answer": f"{start:g} to {end:g} seconds",
-        "task": "temporal_iou",
         "category": category,
         "metadata": {"asked": sentence, **extra},
     }
     return video_row(record, index, media_root, video, fields)
+
+
+def when_fields(sentence: str, start_s: float, end_s: float) -> dict[str, str]:
+    """Question, answer and task of a row that asks when a sentence happens."""
+    return {
+        "question": f'When does this happen in the video: "{sentence}"? Give its start and its end in seconds.',
+        "answer": f"{start_s:g} to {end_s:g} seconds",
+        "task": "temporal_iou",
+    }

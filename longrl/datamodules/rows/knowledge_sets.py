@@ -6,8 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from longrl.datamodules.rows.published import each_row, video_row
-from longrl.datamodules.rows.question_rows import lettered_options, media_field, question_row, text_field
+from longrl.datamodules.rows.published import each_row, options_by_letter, video_row
+from longrl.datamodules.rows.question_rows import (
+    given_options,
+    lettered_options,
+    media_field,
+    missing_field_error,
+    question_row,
+    text_field,
+)
 from longrl.datamodules.rows.sources import NAME_FIELD, Record
 from longrl.rewards.numeric import number
 from longrl.types import Row
@@ -38,6 +45,8 @@ ADAPTATION_ASKS = {
 """What lmms-eval, with which VideoMMMU was published, says before a question with options, and before an open one."""
 IGNORE_QUIZ = "\nPlease ignore the Quiz question in last frame of the video."
 IMAGE_FIELDS = ("image 1", "image_1", "image")
+LISTED = re.compile(r"'([^']+)'|'([^',\]]+)")
+"""Texts in a list; a quotation mark at the end may be missing."""
 HUB_FILE = re.compile(r"https?://\S+/resolve/[^/]+/(\S+)")
 MMVU_DISCIPLINES = {
     "Science": (
@@ -78,7 +87,7 @@ def video_mmmu_rows(record: Record, index: int, media_root: str | None = None) -
             f"record {index} must be a track of VideoMMMU, {', '.join(TRACKS)}, with its questions by number, got "
             f"{name!r}; of a hub id set data.row_function to video_mmmu_{{track}}_row"
         )
-    return each_row(_questions(record), lambda item, number: _video_mmmu_row(item, number, media_root, track))
+    return each_row(_questions(record), index, lambda item, _: _video_mmmu_row(item, index, media_root, track))
 
 
 def video_mmmu_perception_row(record: Record, index: int, media_root: str | None = None) -> Row:
@@ -104,7 +113,7 @@ def video_mmmu_gain_rows(record: Record, index: int, media_root: str | None = No
     """
     tracks: tuple[Track, ...] = ("adaptation", "question only")
     asked = [(item, track) for item in _questions(record) for track in tracks]
-    return each_row(asked, lambda pair, _: _video_mmmu_row(pair[0], index, media_root, pair[1]))
+    return each_row(asked, index, lambda pair, _: _video_mmmu_row(pair[0], index, media_root, pair[1]))
 
 
 def _questions(record: Record) -> list[Record]:
@@ -118,7 +127,7 @@ def _video_mmmu_row(record: Mapping[str, Any], index: int, media_root: str | Non
     name, question = text_field(record, "id", index), text_field(record, "question", index)
     subject = "_".join(name.split("_")[1:-1])
     discipline = next((group for group, subjects in DISCIPLINES.items() if subject in subjects), "other")
-    options = list(record.get("options") or ())
+    options = given_options(record.get("options") or (), record, index)
     asked = "\n".join([question, *lettered_options(options)])
     if track == "adaptation":
         asked = ADAPTATION_ASKS[bool(options)] + asked
@@ -154,8 +163,8 @@ def _video_mmmu_row(record: Mapping[str, Any], index: int, media_root: str | Non
 
 def _accepted(answer: str) -> list[str]:
     """The answers that are accepted: one, or those of a list in its text, "['24/7', '3.43']"."""
-    listed = re.findall(r"'([^',\]]+)'?", answer) if answer.startswith("[") else []
-    return listed or [answer]
+    quoted = LISTED.findall(answer) if answer.startswith("[") else []
+    return [closed or open_ended for closed, open_ended in quoted] or [answer]
 
 
 # -------------------------------------------------------------------------------------------------------------- MMVU
@@ -173,12 +182,14 @@ def mmvu_row(record: Record, index: int, media_root: str | None = None) -> Row:
     address = HUB_FILE.fullmatch(video)
     path = address[1] if address else video
     is_choice = record.get("question_type") == "multiple-choice"
-    choices = {label: text for label, text in (record.get("choices") or {}).items() if text not in (None, "")}
+    choices = options_by_letter(record.get("choices") or {}, record, index) if is_choice else {}
+    if is_choice and not choices:
+        raise missing_field_error(record, index, "choices")
     folder = path.rpartition("/")[0].rpartition("/")[2]
     subject = str(about.get("subject") or folder.replace("_", " "))
-    lines = [f"{label}: {text}" for label, text in choices.items()] if is_choice else []
+    lines = [f"{label}: {text}" for label, text in choices.items()]
     fields = {
-        "options": [choices[label] for label in sorted(choices)] if is_choice else None,
+        "options": list(choices.values()) if is_choice else None,
         "answer": text_field(record, "answer", index),
         "task": "multiple_choice" if is_choice else "open_ended",
         "category": next((name for name, subjects in MMVU_DISCIPLINES.items() if subject in subjects), "other"),

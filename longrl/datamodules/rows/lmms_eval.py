@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from longrl.datamodules.rows.grounding_sets import when_fields
 from longrl.datamodules.rows.media_files import find_video
 from longrl.datamodules.rows.question_rows import (
     first_field,
@@ -110,9 +111,8 @@ def _row(doc: Mapping[str, Any], record: Record, index: int, media_root: str | N
     }
     if span is not None:
         sentence = str(first_field(spelled, *SENTENCES))
-        question = f'When does this happen in the video: "{sentence}"? Give its start and its end in seconds.'
-        fields |= {"answer": f"{span[0]:g} to {span[1]:g} seconds", "task": "temporal_iou"}
-        return question_row(named, index, question, fields)
+        fields |= when_fields(sentence, *span)
+        return question_row(named, index, fields.pop("question"), fields)
     question = next((text for name in QUESTIONS if (text := _text(spelled.get(name)))), "")
     if not question:
         raise missing_field_error(named, index, "question", f", and so are {', '.join(QUESTIONS[1:])}")

@@ -15,15 +15,17 @@ from longrl.datamodules.rows.published import each_row, video_row
 from longrl.datamodules.rows.question_rows import (
     first_field,
     given_options,
+    is_null,
     missing_field_error,
     record_id,
     text_field,
 )
 from longrl.datamodules.rows.sources import Record
+from longrl.rewards.options import option_label
 from longrl.types import Row
 
 HIDDEN = {"answer": "hidden", "task": "open_ended"}
-"""Fields of a row that nobody here can score: with a judge for nothing, and no answer that could be taken for right."""
+"""Fields of a row that nobody here can score: no answer that could be taken for right."""
 HIDDEN_MARK = {"hidden_answer": True}
 MLVU_FOLDERS = {
     "plotQA": "1_plotQA", "findNeedle": "2_needle", "needle": "2_needle", "ego": "3_ego", "count": "4_count",
@@ -37,8 +39,6 @@ LONG_VIDEO_BENCH_OPTIONS = tuple(f"option{number}" for number in range(5))
 
 def bracketed(wordings: Sequence[Any]) -> list[str]:
     """Options as "(A) wording", the way several benchmarks write them."""
-    from longrl.rewards.options import option_label
-
     return [f"({option_label(index)}) {wording}" for index, wording in enumerate(wordings)]
 
 
@@ -63,18 +63,18 @@ def lvbench_rows(record: Record, index: int, media_root: str | None = None) -> l
         raise missing_field_error(record, index, "key", ", and so is 'video_path'")
 
     def row(item: Mapping[str, Any], position: int) -> Row:
-        kinds = item.get("question_type") or []
+        kinds, options = item.get("question_type") or [], item.get("options")
         about = {name: item.get(name) for name in ("time_reference",)}
         fields = {
             "id": str(first_field(item, "uid", "question_id", "id", default=f"{video}-{position}")),
-            "options": bracketed(list(item["options"])) if item.get("options") is not None else None,
+            "options": None if options is None else bracketed(given_options(options, item, index)),
             "task": "multiple_choice",
             "category": first_field(item, "type", default=record.get("type")),
             "metadata": about | {"question_type": [kinds] if isinstance(kinds, str) else list(kinds)},
         }
         return video_row(item, index, media_root, str(video), fields)
 
-    return each_row([record] if items is None else items, row)
+    return each_row([record] if items is None else items, index, row)
 
 
 # ----------------------------------------------------------------------------------------------------------------- MLVU
@@ -91,7 +91,7 @@ def mlvu_row(record: Record, index: int, media_root: str | None = None) -> Row:
     if kind in MLVU_OPEN:
         fields: dict[str, Any] = {"answer": _told(record, index), "options": None, "task": "free_form"}
     else:
-        fields = {**_choice(record, index), "task": "multiple_choice"}
+        fields = {**candidates_choice(record, index), "task": "multiple_choice"}
     return _mlvu(record, index, media_root, fields, {})
 
 
@@ -119,9 +119,11 @@ def _mlvu(
     return video_row(record, index, media_root, path, known | dict(fields))
 
 
-def _choice(record: Record, index: int) -> dict[str, Any]:
-    """Options and the number of the right one; the answer is a wording, of the test set a letter."""
+def candidates_choice(record: Record, index: int) -> dict[str, Any]:
+    """`candidates` as options and the number of the right one; the answer is a wording, or a letter."""
     wordings = given_options(record.get("candidates") or (), record, index)
+    if not wordings:
+        raise missing_field_error(record, index, "candidates")
     answer = text_field(record, "answer", index)
     known = [str(wording).strip() for wording in wordings]
     return {"options": wordings, "answer": known.index(answer) if answer in known else answer}
@@ -131,7 +133,8 @@ def _told(record: Record, index: int) -> str:
     """What a judge compares with: the points that a scene is scored by, or the summary."""
     points = record.get("scoring_points")
     if points:
-        return "\n".join(f"- {point}" for point in points)
+        listed = [points] if isinstance(points, str) else [point for point in points if not is_null(point)]
+        return "\n".join(f"- {point}" for point in listed)
     return text_field(record, "answer", index)
 
 
@@ -161,9 +164,12 @@ def longvideobench_hidden_row(record: Record, index: int, media_root: str | None
 
 def _candidates(record: Record, index: int) -> list[Any]:
     columns = [record.get(name) for name in LONG_VIDEO_BENCH_OPTIONS]
-    options = record.get("candidates")
-    listed = columns if options is None or not len(options) else options
-    return given_options([None if option in ("", "N/A") else option for option in listed], record, index)
+    candidates = record.get("candidates")
+    listed = columns if candidates is None or not len(candidates) else candidates
+    options = given_options([None if option in ("", "N/A") else option for option in listed], record, index)
+    if not options:
+        raise missing_field_error(record, index, "candidates", ", and so are 'option0' to 'option4'")
+    return options
 
 
 def _longvideobench(

@@ -18,6 +18,7 @@ from typing import Any
 from longrl.datamodules.rows.media_files import find_video
 from longrl.datamodules.rows.question_rows import (
     first_field,
+    given_options,
     media_field,
     media_fields,
     metadata_field,
@@ -28,6 +29,7 @@ from longrl.datamodules.rows.question_rows import (
     text_field,
 )
 from longrl.datamodules.rows.sources import Record
+from longrl.rewards.options import option_label
 from longrl.types import MediaKind, Row
 
 DIRECTION = re.compile(
@@ -143,7 +145,7 @@ def llava_video_rows(record: Record, index: int, media_root: str | None = None) 
         }
         return video_row(record, index, media_root, video, fields)
 
-    return each_row(list(zip(turns[::2], turns[1::2], strict=True)), row)
+    return each_row(list(zip(turns[::2], turns[1::2], strict=True)), index, row)
 
 
 def next_qa_row(record: Record, index: int, media_root: str | None = None) -> Row:
@@ -153,7 +155,7 @@ def next_qa_row(record: Record, index: int, media_root: str | None = None) -> Ro
     fields = {
         "id": f"{video}-{record.get('qid', index)}",
         "options": options,
-        "answer": _option_index(record, "answer", index) if options else record.get("answer"),
+        "answer": option_index(record, "answer", index) if options else record.get("answer"),
         "task": "multiple_choice" if options else "open_ended",
         "category": NEXT_QA_KINDS.get(kind[:1]),
         "metadata": {"task_type": kind or None},
@@ -174,14 +176,14 @@ def perception_test_rows(record: Record, index: int, media_root: str | None = No
     def row(item: Mapping[str, Any], position: int) -> Row:
         fields = {
             "id": f"{video}-{first_field(item, 'question_id', 'id', default=position)}",
-            "answer": _option_index(item, "answer_id", index),
+            "answer": option_index(item, "answer_id", index),
             "task": "multiple_choice",
             "category": item.get("area"),
             "metadata": {"task_type": item.get("reasoning"), "tags": item.get("tag")},
         }
         return video_row(item, index, media_root, video, fields)
 
-    return each_row(record.get("mc_question", [record]), row)
+    return each_row(record.get("mc_question", [record]), index, row)
 
 
 def clevrer_rows(record: Record, index: int, media_root: str | None = None) -> list[Row | ValueError]:
@@ -202,7 +204,7 @@ def clevrer_rows(record: Record, index: int, media_root: str | None = None) -> l
         }
         return video_row(item, index, media_root, video, fields | _clevrer_answer(item, index))
 
-    return each_row(record.get("questions") or [], row)
+    return each_row(record.get("questions") or [], index, row)
 
 
 def _clevrer_answer(item: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -237,17 +239,12 @@ def star_row(record: Record, index: int, media_root: str | None = None) -> Row:
     Interaction, Sequence, Prediction or Feasibility.
     """
     name = text_field(record, "question_id", index)
-    start, end = (float(text_field(record, field, index)) for field in ("start", "end"))
-    if not 0 <= start < end:
-        raise ValueError(
-            f"record {index} (id {name!r}): 'start' must lie before 'end', got {start:g} and {end:g} s; correct it"
-        )
     fields = {
         "id": name,
         "options": [text_field(choice, "choice", index) for choice in _in_order(record.get("choices") or [])],
         "task": "multiple_choice",
         "category": name.partition("_")[0],
-        "metadata": {"span_s": [start, end]},
+        "metadata": {"span_s": shown_span(record, index)},
     }
     return video_row(record, index, media_root, text_field(record, "video_id", index), fields)
 
@@ -265,18 +262,69 @@ def video_row(
     return question_row(record, index, question, known)
 
 
-def each_row(items: Sequence[Any], row: Callable[[Any, int], Row]) -> list[Row | ValueError]:
-    """A row of each item; what is wrong with one takes its place."""
-    return [row_or_error(row, item, position) for position, item in enumerate(items)]
+def each_row(items: Sequence[Any], index: int, row: Callable[[Any, int], Row]) -> list[Row | ValueError]:
+    """A row of each item of a record, from the item and its place; what is wrong with one takes its place."""
+
+    def at(place: int) -> Callable[[Any, int], Row]:
+        return lambda item, _: row(item, place)
+
+    return [row_or_error(at(place), item, index) for place, item in enumerate(items)]
 
 
-def _option_index(record: Mapping[str, Any], field: str, index: int) -> int:
-    """Which option is right, counted from 0; tables have it as text."""
+def option_index(record: Mapping[str, Any], field: str, index: int) -> int:
+    """Which option is right, counted from 0; tables have it as text, or as 2.0 where the column has gaps."""
     value = text_field(record, field, index)
-    try:
-        return int(value)
-    except ValueError:
+    place = _number(value)
+    if not place.is_integer():
         raise ValueError(
             f"record {index} (id {record_id(record, index)!r}): {field!r} must be the place of an option, counted from "
             f"0, got {value!r}; correct it, or choose the row function of its schema with data.row_function"
-        ) from None
+        )
+    return int(place)
+
+
+def shown_span(record: Mapping[str, Any], index: int) -> list[float]:
+    """`start` and `end`, the seconds of the video that are asked about.
+
+    Raises:
+        ValueError: one is missing or no number, or the end is no later than the start.
+    """
+    start, end = (_number(text_field(record, name, index)) for name in ("start", "end"))
+    if not 0 <= start < end < float("inf"):
+        raise ValueError(
+            f"record {index} (id {record_id(record, index)!r}): 'start' must lie before 'end', got {record['start']!r} "
+            f"and {record['end']!r} s; correct it"
+        )
+    return [start, end]
+
+
+def options_by_letter(options: Any, record: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Options that a record has by letter, in the order of the letters, without empty ones behind the last.
+
+    Raises:
+        ValueError: letters leave one out or an option before the last is empty, so that nobody knows what the letters
+            behind it mean.
+    """
+    if not isinstance(options, Mapping):
+        raise ValueError(
+            f"record {index} (id {record_id(record, index)!r}): options must be by letter, got {options!r:.100}"
+        )
+    letters = sorted(options)
+    wordings = given_options(
+        [None if options.get(letter) == "" else options.get(letter) for letter in letters], record, index
+    )
+    letters = letters[: len(wordings)]
+    if letters != [option_label(place) for place in range(len(letters))]:
+        raise ValueError(
+            f"record {index} (id {record_id(record, index)!r}): options must be lettered from A on without a gap, got "
+            f"{', '.join(letters)}; correct it"
+        )
+    return dict(zip(letters, wordings, strict=True))
+
+
+def _number(text: str) -> float:
+    """A text as a number, NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

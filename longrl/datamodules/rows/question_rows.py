@@ -239,12 +239,18 @@ def question_row(record: Mapping[str, Any], index: int, question: str, fields: M
     )
 
 
-def given_options(options: Iterable[Any], record: Mapping[str, Any], index: int) -> list[Any]:
+def given_options(options: Any, record: Mapping[str, Any], index: int) -> list[Any]:
     """The wordings of a question's options, without the empty places behind them, as tables fill them up.
 
     Raises:
-        ValueError: a place before another option is empty, so that nobody knows what the letters behind it mean.
+        ValueError: they are no list, but a text for instance; or a place before another option is empty, so that nobody
+            knows what the letters behind it mean.
     """
+    if isinstance(options, (str, bytes, Mapping)) or not isinstance(options, Iterable):
+        raise ValueError(
+            f"record {index} (id {record_id(record, index)!r}): options must be a list of wordings, got "
+            f"{options!r:.100}; correct it, or choose the row function of its schema with data.row_function"
+        )
     wordings = list(options)
     while wordings and is_null(wordings[-1]):
         wordings.pop()
@@ -406,13 +412,25 @@ def row_or_error(make: Callable[..., Result], *args: Any) -> Result | ValueError
         return error
     except (TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         which = f"record {args[1]} " if len(args) > 1 else ""
-        return ValueError(f"{which}cannot be read ({type(error).__name__}: {error}): {str(args[0])[:200]}")
+        return ValueError(
+            f"{which}cannot be read ({type(error).__name__}: {error}): {str(args[0])[:200]}; correct it, or choose "
+            "the row function of its schema with data.row_function"
+        )
 
 
 def make_rows(records: Iterable[Record], row_function: RowFunction, media_root: str | None) -> list[Row | ValueError]:
     """The checked rows of all records; in the place of one that cannot be used, the error that says what is wrong."""
     rows: list[Row | ValueError] = []
     for index, record in enumerate(records):
+        if None in record:  # as csv.DictReader names it
+            behind = [*record.values()][-1]
+            rows.append(
+                ValueError(
+                    f"record {index} has more cells than its table has columns, {str(behind)[:100]} behind the "
+                    "last; put cells that have a separator within quotation marks"
+                )
+            )
+            continue
         made = row_or_error(row_function, record, index, media_root)
         several = [made] if isinstance(made, Row | ValueError) else made
         rows += [row_or_error(_checked_row, row) if isinstance(row, Row) else row for row in several]

@@ -18,6 +18,8 @@ Record = dict[str, Any]
 FILE_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt")
 LINE_FIELD, NAME_FIELD = "line", "record_name"
 """What a line of a text file, and the name of a record that a JSON file has under one, are called in the record."""
+LINE_BREAK = re.compile(r"\r\n|\r|\n")
+"""Ends a line of a text file; what else Unicode has for it may stand within a sentence."""
 JOINED = re.compile(r"(?<=\.json)\+(?=[^+]+\.json$)|(?<=\.jsonl)\+(?=[^+]+\.jsonl$)")
 """Between two files that go together."""
 RECORDS_PER_BATCH = 64
@@ -96,7 +98,7 @@ def _read_file(path: Path) -> Sequence[Record]:
         except csv.Error as error:
             raise ValueError(f"{path} is no table: {error}; is every line cut by {delimiter!r}?") from error
     if path.suffix == ".txt":
-        return [{LINE_FIELD: line} for line in read_utf8(path).splitlines() if line.strip()]
+        return [{LINE_FIELD: line} for line in LINE_BREAK.split(read_utf8(path)) if line.strip()]
     return _read_json(path) if path.suffix == ".json" else read_jsonl(path)
 
 
@@ -109,8 +111,14 @@ def _read_json(path: Path) -> list[Record]:
     if isinstance(records, dict) and records:
         named = records.items()
         listed = [{NAME_FIELD: name, **each} if isinstance(each, dict) else each for name, each in named]
-    if not isinstance(listed, list) or not all(isinstance(record, dict) for record in listed):
+    if not isinstance(listed, list) or (listed and not any(isinstance(record, dict) for record in listed)):
         raise ValueError(f"{path} must hold a list of records, or records by name, got {type(records).__name__}")
+    other = next((place for place, record in enumerate(listed) if not isinstance(record, dict)), None)
+    if other is not None:
+        raise ValueError(
+            f"{path} must hold a list of records, or records by name; its record {other} (from 0 on) is "
+            f"{listed[other]!r:.80}: correct it, or take it out"
+        )
     return listed
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from longrl.datamodules.rows.published import video_row
-from longrl.datamodules.rows.question_rows import lettered_options, text_field
+from longrl.datamodules.rows.question_rows import given_options, lettered_options, text_field
 from longrl.datamodules.rows.sources import Record
 from longrl.types import Row
 
@@ -25,8 +25,8 @@ def vsi_bench_row(record: Record, index: int, media_root: str | None = None) -> 
     kind, dataset = text_field(record, "question_type", index), text_field(record, "dataset", index)
     question, scene = text_field(record, "question", index), text_field(record, "scene_name", index)
     is_number = kind in VSI_NUMBERS
-    options = None if is_number else record.get("options")
-    asked = question if is_number else "\n".join([question, "Options:", *lettered_options(options or ())])
+    options = None if is_number else given_options(record.get("options") or (), record, index)
+    asked = question if options is None else "\n".join([question, "Options:", *lettered_options(options)])
     fields = {
         "options": options,
         "answer": text_field(record, "ground_truth", index),

@@ -9,11 +9,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from longrl.datamodules.rows.long_video_sets import HIDDEN, HIDDEN_MARK, asked_with_options
-from longrl.datamodules.rows.published import each_row, video_row
+from longrl.datamodules.rows.long_video_sets import HIDDEN, HIDDEN_MARK, asked_with_options, candidates_choice
+from longrl.datamodules.rows.published import each_row, option_index, options_by_letter, shown_span, video_row
 from longrl.datamodules.rows.question_rows import (
     first_field,
-    given_options,
     media_field,
     missing_field_error,
     record_id,
@@ -68,38 +67,25 @@ def mvbench_row(record: Record, index: int, media_root: str | None = None) -> Ro
             f"record {index} (id {record_id(record, index)!r}): 'task_type' must be one of "
             f"{', '.join(MVBENCH_FOLDERS)}, got {task!r}; correct the fields of its source in data.test"
         )
-    wordings = given_options(record.get("candidates") or (), record, index)
-    answer, known = text_field(record, "answer", index), [str(wording).strip() for wording in wordings]
+    choice = candidates_choice(record, index)
     question = text_field(record, "question", index)
     video = os.path.join(MVBENCH_FOLDERS[task], text_field(record, "video", index))
     fields: dict[str, Any] = {
         "id": f"{task}-{index}",
         "question": question,
-        "options": wordings,
-        "answer": known.index(answer) if answer in known else answer,
+        **choice,
         "task": "multiple_choice",
         "category": task,
         "metadata": {
             "video_id": video,
-            "span_s": _span(record, index) if task in MVBENCH_SPANS else None,
-            "asked": asked_with_options(question, wordings),
+            "span_s": shown_span(record, index) if task in MVBENCH_SPANS else None,
+            "asked": asked_with_options(question, choice["options"]),
         },
     }
     if task == "Episodic Reasoning":
         frames = {"video": video, "fps": MVBENCH_FRAMES_FPS}
         fields["videos"] = media_field(frames, "video", "video", index, media_root)
     return video_row(record, index, media_root, video, fields)
-
-
-def _span(record: Record, index: int) -> list[float]:
-    """Start and end of what is asked about; an end that is no later is an error."""
-    start, end = (float(text_field(record, name, index)) for name in ("start", "end"))
-    if not 0 <= start < end:
-        raise ValueError(
-            f"record {index} (id {record_id(record, index)!r}): 'start' must lie before 'end', got {start:g} and "
-            f"{end:g} s; correct it"
-        )
-    return [start, end]
 
 
 # ---------------------------------------------------------------------------------------------------------- TempCompass
@@ -124,7 +110,11 @@ def temp_compass_rows(record: Record, index: int, media_root: str | None = None)
     if video is None:
         raise missing_field_error(record, index, "video_id")
     by_aspect = {aspect: record[aspect] for aspect in TEMP_COMPASS_ASPECTS if isinstance(record.get(aspect), list)}
-    items = [{**item, "dim": aspect} for aspect, asked in by_aspect.items() for item in asked] or [record]
+    items = [
+        {**item, "dim": aspect} if isinstance(item, Mapping) else item
+        for aspect, asked in by_aspect.items()
+        for item in asked
+    ] or [record]
 
     def row(item: Mapping[str, Any], position: int) -> Row:
         known = _temp_compass(item, task, index)
@@ -142,7 +132,7 @@ def temp_compass_rows(record: Record, index: int, media_root: str | None = None)
         }
         return video_row(item, index, media_root, str(video), fields)
 
-    return each_row(items, row)
+    return each_row(items, index, row)
 
 
 def _temp_compass(item: Mapping[str, Any], task: str, index: int) -> dict[str, Any]:
@@ -151,13 +141,23 @@ def _temp_compass(item: Mapping[str, Any], task: str, index: int) -> dict[str, A
     if task == "multi-choice":
         return {"answer": answer.partition(".")[0], "task": "multiple_choice"}
     if task == "yes_no":
-        return {"answer": answer, "task": "exact"}
+        if answer.lower() not in ("yes", "no"):
+            raise ValueError(
+                f"record {index} (id {record_id(item, index)!r}): 'answer' must be yes or no, got {answer!r:.100}; "
+                "correct it, or the task_type in the fields of its source in data.test"
+            )
+        return {"answer": answer.lower(), "task": "exact"}
     if task == "captioning":
         asks_judge = item.get("mc_question")
         right = first_field(item, "mc_answer", default=answer)
         return {"answer": f"{asks_judge}\n{right}" if asks_judge else right, "task": "open_ended"}
     # "Caption A: ..", "Sentence A: .." or "Option 1: ..": label, letter or number alone will do, and so the sentence.
     label, _, sentence = answer.partition(": ")
+    if not sentence:
+        raise ValueError(
+            f"record {index} (id {record_id(item, index)!r}): 'answer' must be 'Caption A: ..' with its sentence, got "
+            f"{answer!r:.100}; correct it"
+        )
     short = label.rpartition(" ")[2]
     return {"answer": answer, "task": "exact", "aliases": [sentence, label, short, f"{short}."]}
 
@@ -171,10 +171,8 @@ def ego_schema_row(record: Record, index: int, media_root: str | None = None) ->
     The hub's Subset has `option`, with letters, `video_idx` and `answer`; a record of `questions.json` (`q_uid`,
     `option 0` to `option 4`) may have got its `answer` from `subset_answers.json`.
     """
-    answer = text_field(record, "answer", index)
-    if not answer.isdigit():
-        raise missing_field_error(record, index, "answer", f", or no number: {answer!r}")
-    return _ego_schema(record, index, media_root, {"answer": int(answer), "task": "multiple_choice"}, {})
+    fields = {"answer": option_index(record, "answer", index), "task": "multiple_choice"}
+    return _ego_schema(record, index, media_root, fields, {})
 
 
 def ego_schema_hidden_row(record: Record, index: int, media_root: str | None = None) -> Row:
@@ -206,7 +204,7 @@ def video_holmes_row(record: Record, index: int, media_root: str | None = None) 
         raise missing_field_error(record, index, "Options", ": options by letter")
     video, number = text_field(record, "video ID", index), text_field(record, "Question ID", index)
     question = text_field(record, "Question", index)
-    given = {letter: wording for letter, wording in options.items() if wording is not None}
+    given = options_by_letter(options, record, index)
     listed = ", ".join(f"{letter}: {wording}" for letter, wording in given.items())
     fields = {
         "id": f"{video}-{number}",

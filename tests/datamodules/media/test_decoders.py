@@ -17,10 +17,11 @@ import pytest
 import torch
 
 from longrl.datamodules.loading.render import RowRenderer
-from longrl.datamodules.media import decoders
+from longrl.datamodules.media import decoders, device_frames
 from longrl.datamodules.media.decoders import DecordFrames, TorchcodecFrames, check_decoder, decoder_version
 from longrl.datamodules.media.ffmpeg_links import link_ffmpeg
 from longrl.datamodules.media.opening import MediaLimits
+from longrl.datamodules.media.orientation import Orientation
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.sources import DecodeLimits, FileFrames, open_video, read_video
 from longrl.datamodules.media.video import VideoReader, read_frame_index
@@ -58,6 +59,7 @@ TORCHCODEC_ALONE = {
     "h265.mp4": {**X265, "count": 60, "x265_params": "log-level=none"},
 }
 """decord has no AV1, and loses count in open GOPs, which are x265's default."""
+TURNED_BY_MATROSKA = {"half_turn.mkv": {"matrix": (-1, 0, 0, -1)}}
 REFUSED = {
     "recording.ts": ("recording of a broadcast", {"count": 60, "bf": "2", "g": "12", "rate": 25}),
     "timeless.avi": ("frames have no times", B_FRAMES),
@@ -73,7 +75,7 @@ FEW = VideoSampling(fps=None, num_frames=9)
 
 @functools.cache
 def clip(name):
-    kinds = {**EQUAL, **TORCHCODEC_ALONE, **{name: kind for name, (_, kind) in REFUSED.items()}}
+    kinds = {**EQUAL, **TORCHCODEC_ALONE, **TURNED_BY_MATROSKA, **{name: kind for name, (_, kind) in REFUSED.items()}}
     kind = {"count": 24, "draw": moving, **kinds[name]}
     return write(Path(tempfile.mkdtemp(prefix="longrl-clip-")) / name, kind.pop("count"), **kind)
 
@@ -161,6 +163,22 @@ def test_a_file_that_only_pyav_reads_for_sure_is_refused_unopened(name, decoder,
 
 
 @both
+def test_half_a_turn_that_is_not_made_is_noticed(decoder, monkeypatch):
+    """decord obeys the matrix of MP4 and MOV alone, and neither obeys one in the stream, which only frames tell."""
+    turned, path = clip("half_turn.mkv"), clip("bt709.mp4")
+    assert torch.equal(read_video(turned, FEW).pixels, read_video(clip("half_turn.mp4"), FEW).pixels)
+    if installed(decoder) == "torchcodec":
+        equal(turned.name, decoder)
+    refused = [turned, path] if decoder == "decord" else [path]
+    by_frames = dataclasses.replace(read_frame_index(path), orientation=Orientation(mirrored_x=True, mirrored_y=True))
+    monkeypatch.setattr("longrl.datamodules.media.video.known_index", lambda *_: by_frames)
+    for file in refused:
+        reader = open_video(file, dataclasses.replace(FEW, decoder=decoder))
+        with pytest.raises(UnusableSample, match=r"does not turn its picture.*decoder=pyav"):
+            reader.try_ends()
+
+
+@both
 def test_a_torn_file_is_left_to_pyav(decoder, tmp_path):
     content = write(tmp_path / "v.mp4", 60, movflags="faststart", noise=True).read_bytes()
     (tmp_path / "torn.mp4").write_bytes(content[: len(content) // 2])
@@ -237,15 +255,25 @@ def test_links_lead_to_the_libraries_of_pyav(tmp_path):
 # ------------------------------------------------------------------------------------------------- the encoder's device
 
 
+to = torch.Tensor.to
 ON_ENCODER = VideoSampling(fps=None, num_frames=9, decoder="torchcodec", decode_on="encoder")
+
+
+class Calls(list):
+    """What was asked for, and which frames the GPU does not decode."""
+
+    broken = frozenset()
+    error = RuntimeError("cuvidDecodePicture failed: 1")
 
 
 @pytest.fixture
 def gpu(monkeypatch):
     """Calls of a torchcodec whose pixels on a GPU are on the meta device, where a copy to the host is an error."""
-    calls = []
+    calls = Calls()
 
     class VideoDecoder:
+        cpu_fallback = False
+
         def __init__(self, path, *, num_ffmpeg_threads, device):
             self.frames, self.device = read_video(path, ALL), torch.device(device)
             calls.append(device)
@@ -255,6 +283,8 @@ def gpu(monkeypatch):
 
         def get_frames_at(self, indices):
             calls.append(list(indices))
+            if self.device.type == "cuda" and calls.broken.intersection(indices):
+                raise calls.error
             pixels = self.frames.pixels[indices]
             if self.device.type == "cuda":
                 pixels = pixels.to("meta")
@@ -293,6 +323,35 @@ def test_the_loader_decodes_two_frames_and_the_encoder_all_of_them_on_its_device
     assert all(part.pixels.device.type == "cpu" for part in item.source())
     on_cpu = dataclasses.replace(ON_ENCODER, decode_on="cpu")
     assert VideoReader(path, on_cpu).outline.key != VideoReader(path, ON_ENCODER).outline.key
+
+
+def test_what_the_device_cannot_decode_is_decoded_on_the_cpu_and_counted(gpu, monkeypatch, caplog):
+    counted = device_frames.Fallbacks()
+    monkeypatch.setattr(device_frames, "FALLBACKS", counted)
+    copied = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: copied.append(device) or to(tensor, "meta"))
+    reader, device = open_video(clip("vp9.webm"), ON_ENCODER), torch.device("cuda:1")
+    first, second, third = reader.indices[:4], reader.indices[4:8], reader.indices[8:]
+    gpu.broken = {second[1]}
+    chunks = list(reader.chunks(4, device))
+    assert gpu == ["cuda:1", first, second, "cpu", second, third]
+    assert [len(chunk.pixels) for chunk in chunks] == [4, 4, 1]
+    assert copied == ["meta", device, device]
+    assert counted.metrics() == {"data/videos_decoded_on_cpu": 1, "data/frames_decoded_on_cpu": 5}
+    assert (
+        "vp9.webm is decoded on the CPU from here on (torchcodec cannot decode it (RuntimeError: cuvid" in caplog.text
+    )
+
+    gpu.error = torch.OutOfMemoryError("CUDA out of memory")  # no fault of the file's
+    with pytest.raises(torch.OutOfMemoryError):
+        list(reader.chunks(4, device))
+
+    # torchcodec itself may leave a file to the CPU.
+    gpu.broken = frozenset()
+    monkeypatch.setattr(sys.modules["torchcodec.decoders"].VideoDecoder, "cpu_fallback", True)
+    list(reader.chunks(4, device))
+    assert counted.metrics() == {"data/videos_decoded_on_cpu": 2, "data/frames_decoded_on_cpu": 14}
+    assert "NVDEC does not decode such a file here" in caplog.text
 
 
 def test_an_encoder_elsewhere_is_an_error_and_another_source_is_asked_as_ever(gpu, monkeypatch):
