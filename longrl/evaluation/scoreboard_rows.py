@@ -283,27 +283,27 @@ def _breakdowns(
     for name, by_value in (asked.get("breakdowns") or {}).items():
         scores = {value: Score(**score) for value, score in by_value.items()}
         if score_name != "strict":
-            counted = _scores_by(lines, _value_of_field(name), score_name)
+            counted = _scores_by(lines, _breakdown(name), score_name)
             scores = {value: counted[value] for value in scores if value in counted}
         groups[name] = scores
     return groups
 
 
-def _value_of_field(name: str) -> Callable[[SampleLine], str | None]:
-    """What a line's row says in a field of its breakdowns."""
+def _breakdown(name: str) -> Callable[[SampleLine], str | Sequence[str] | None]:
     return lambda line: line["breakdowns"].get(name)
 
 
 def _scores_by(
-    lines: Sequence[SampleLine], value_of: Callable[[SampleLine], str | None], score_name: ScoreName
+    lines: Sequence[SampleLine], value_of: Callable[[SampleLine], str | Sequence[str] | None], score_name: ScoreName
 ) -> dict[str, Score]:
-    """Scores of the questions of each value; those without one are left out."""
+    """Scores of the questions of each value; those without one are left out, those of several count in each."""
     correct = {"strict": "correct", "robust": "correct_lenient", "protocol": RULE}[score_name]
     answered = [(line, records_of(line)) for line in lines]
     records = [
         {**record, "category": value}
         for line, of_line in answered
-        if of_line and (value := value_of(line)) is not None
+        if of_line and (given := value_of(line)) is not None
+        for value in ([given] if isinstance(given, str) else given)
         for record in of_line
     ]
     if not records or any(record.get(correct) is None for record in records):

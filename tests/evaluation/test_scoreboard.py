@@ -203,15 +203,15 @@ def test_breakdowns_are_by_the_score_that_is_shown(runs, tmp_path):
     folder = tmp_path / "a" / "evaluation"
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     for line in lines:
-        line["breakdowns"] = {"kind": "robust" if line["robust_accuracy"] else "wrong"}
+        line["breakdowns"] = {"kind": ["any", "robust"] if line["robust_accuracy"] else ["any", "wrong"]}  # both count
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     results = json.loads((folder / "results.json").read_text())
     strict = {"accuracy": 0.5, "low": 0.0, "high": 1.0, "n": 4}
     for condition in results["conditions"].values():
-        condition["breakdowns"] = {"kind": {"robust": strict, "wrong": strict}}
+        condition["breakdowns"] = {"kind": {"any": strict, "robust": strict, "wrong": strict}}
     (folder / "results.json").write_text(json.dumps(results))
-    for score, wanted in (("strict", (0.5, 0.5)), ("robust", (1.0, 0.0))):
+    for score, wanted in (("strict", (0.5, 0.5, 0.5)), ("robust", (0.5, 1.0, 0.0))):
         (group,) = board(tmp_path, tmp_path / score, f"--score={score}")["groups"]
         (row,) = (row for row in group["rows"] if row["condition"] == "2 frames")
         by_kind = row["groups"]["kind"]
-        assert (by_kind["robust"]["accuracy"], by_kind["wrong"]["accuracy"]) == wanted
+        assert tuple(by_kind[kind]["accuracy"] for kind in ("any", "robust", "wrong")) == wanted
