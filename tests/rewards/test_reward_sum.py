@@ -319,6 +319,7 @@ RIGHT = {
     "temporal_iou": ("?", "0:10-0:20", "10 to 20 s"),
     "box_iou": ("?", '{"time": 3, "bbox_2d": [1, 2, 30, 40]}', '{"3.0": [1, 2, 30, 40]}'),
     "regression": ("?", "2.5 m", "2.50"),
+    "mra": ("?", "2.5", "2.50"),
     "ocr": ("?", "OPEN 24 hours", "OPEN 24 hours"),
     "free_form": ("?", "The man runs", "the man run"),
 }
