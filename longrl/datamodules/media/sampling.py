@@ -197,8 +197,12 @@ def start_indices(num_frames: int, count: int, asked: float) -> list[int]:
     return [min(int(place * step + 1e-6), num_frames - 1) for place in range(count)]
 
 
-def read_span(span: object) -> tuple[float, float]:
+def read_span(span: object, name: str = "span_s") -> tuple[float, float]:
     """A row's `metadata["span_s"]`: two increasing seconds.
+
+    Args:
+        span: what stands there.
+        name: of the field, for the error.
 
     Raises:
         ValueError: it is something else.
@@ -207,7 +211,7 @@ def read_span(span: object) -> tuple[float, float]:
         start, end = span
         if all(isinstance(second, (int, float)) for second in (start, end)) and 0 <= start < end:
             return float(start), float(end)
-    raise ValueError(f"a part of a video (span_s, parts_s) must be two increasing seconds from 0 on, got {span!r}")
+    raise ValueError(f"in its metadata {name} must be two increasing seconds from 0 on, got {span!r}")
 
 
 def in_parts(sampling: VideoSampling, parts_s: Any, max_frames: int | None = None) -> VideoSampling:
@@ -226,7 +230,7 @@ def in_parts(sampling: VideoSampling, parts_s: Any, max_frames: int | None = Non
     """
     if not isinstance(parts_s, Sequence) or isinstance(parts_s, str):
         raise ValueError(f"its metadata's parts_s must be a list of [start, end] in seconds, got {parts_s!r}")
-    parts = [read_span(part) for part in parts_s]
+    parts = [read_span(part, "each of parts_s") for part in parts_s]
     count = min(sampling.num_frames or sampling.max_frames, max_frames or sampling.max_frames)
     total_s = sum(end - start for start, end in parts)
     moments: set[float] = set()
