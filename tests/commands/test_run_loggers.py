@@ -17,6 +17,9 @@ def wandb_of(folder, command="fit"):
 @pytest.fixture
 def offline(monkeypatch):
     """What W&B keeps goes below the run's folder, and nothing is sent."""
+    import wandb
+
+    wandb.finish()  # what a command that another test called here has begun
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
 
