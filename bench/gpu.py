@@ -42,7 +42,7 @@ from longrl.packing.attention import dense_mask, shared_prefix_attention
 from longrl.packing.kernels import kernel_for
 from longrl.planning import flops
 from longrl.planning.hardware import HARDWARE, Hardware
-from longrl.planning.inputs import micro_batch
+from longrl.planning.micro_batches import micro_batch
 
 GIB = 1 << 30
 MAX_ERROR = 0.02

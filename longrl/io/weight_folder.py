@@ -39,6 +39,33 @@ def check_weight_files(folder: str | Path) -> None:
             ) from error
 
 
+def local_weight_folder(folder: str, option: str, model: str) -> Path:
+    """The path of a local folder with a config and whole safetensors weights; nothing is downloaded or unpickled.
+
+    Args:
+        folder: as it was given.
+        option: the option's name, for errors.
+        model: what lies in it, with its article.
+
+    Raises:
+        ValueError: it is no such folder.
+    """
+    path = Path(folder).expanduser()
+    if not folder or not (path / "config.json").is_file():
+        raise ValueError(
+            f"{option} must be a local folder with {model}, but {folder!r} has no config.json (working folder: "
+            f"{Path.cwd()}); download the model once and give its folder"
+        )
+    if not any(path.glob(WEIGHTS)):
+        raise ValueError(
+            f"{option}={folder!r} must have safetensors weights, and has none; convert them once, where you trust the "
+            "files: pickles are never read here"
+        )
+    read_json_object(path / "config.json")
+    check_weight_files(path)
+    return path
+
+
 def weight_names(folder: str | Path) -> list[str]:
     """Names of the tensors in a folder's files, from their headers; of a hub id none."""
     from safetensors import safe_open

@@ -16,8 +16,9 @@ from longrl.planning import formulas as f, launches
 from longrl.planning.delta_formulas import state_memory
 from longrl.planning.formulas import is_mlp_chunked
 from longrl.planning.hardware import Hardware
-from longrl.planning.inputs import MicroBatch, ModelSizes, Plan, micro_batch
+from longrl.planning.inputs import ModelSizes, Plan
 from longrl.planning.launches import decoded_prompts
+from longrl.planning.micro_batches import MicroBatch, micro_batch
 from longrl.planning.teachers import as_policy
 from longrl.strategies.sequence import HeadLayout
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 
 from longrl.planning.formulas import prefilled_prompts
-from longrl.planning.inputs import MicroBatch, Plan
+from longrl.planning.inputs import Plan
+from longrl.planning.micro_batches import MicroBatch
 from longrl.planning.vllm_formulas import batched_tokens, prompts_together
 
 DECODE_KERNELS = 65

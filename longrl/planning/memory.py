@@ -12,7 +12,8 @@ from longrl.planning import formulas as f, teachers as t, vllm_formulas as v
 from longrl.planning.flops import scoring_passes
 from longrl.planning.formulas import MemoryParts
 from longrl.planning.hardware import GIB
-from longrl.planning.inputs import MicroBatch, Plan, micro_batch, needed_budget
+from longrl.planning.inputs import Plan
+from longrl.planning.micro_batches import MicroBatch, micro_batch, needed_budget
 from longrl.types import UnusableSample
 
 FramesRule = Callable[[Plan, int], Plan]

@@ -6,8 +6,8 @@ from rich.console import Console
 
 from longrl.io.tables import make_table
 from longrl.planning.hardware import GIB
-from longrl.planning.inputs import micro_batch
 from longrl.planning.memory import MAX_FRAMES
+from longrl.planning.micro_batches import micro_batch
 from longrl.planning.run_plan import PlanGridRow, PlanReport
 
 

@@ -23,7 +23,8 @@ from longrl.modules.token_statistics import statistics_passes
 from longrl.planning import flops, memory, shapes, teachers
 from longrl.planning.formulas import MemoryParts
 from longrl.planning.hardware import GIB, Hardware, find_hardware
-from longrl.planning.inputs import ModelSizes, Plan, VLLMShare, needed_budget
+from longrl.planning.inputs import ModelSizes, Plan, VLLMShare
+from longrl.planning.micro_batches import needed_budget
 from longrl.strategies.mr_sp import MRSPStrategy, check_sizes, sp_group_size_of
 from longrl.types import Frames, Media, SamplingParams
 

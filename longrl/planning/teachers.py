@@ -15,7 +15,8 @@ import torch
 from longrl.modules.distiller import Distiller
 from longrl.modules.local_teacher import LocalTeacher
 from longrl.planning import formulas as f, shapes
-from longrl.planning.inputs import MicroBatch, ModelSizes, Plan, PlannedTeacher
+from longrl.planning.inputs import ModelSizes, Plan, PlannedTeacher
+from longrl.planning.micro_batches import MicroBatch
 
 ID_AND_LOGP_BYTES = 8 + 4
 """Of one of the likeliest tokens."""

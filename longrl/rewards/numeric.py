@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from longrl.rewards.answers import lenient_text, strict_text
 from longrl.rewards.number_readings import Reading, last_number, read_numbers, settled_number
 from longrl.rewards.plain_numbers import plain_number_text
@@ -96,23 +98,23 @@ def _gold_reading(row: Row) -> tuple[float, bool]:
 
 
 def _mean_over_thresholds(said: Reading | None, row: Row) -> float:
-    gold = gold_number(row)
-    if said is None or said.value is None:
-        return 0.0
-    if gold == 0:
-        return float(said.value == 0)
-    error = abs(said.value - gold) / abs(gold)
+    error = _relative_error(said, row)
     # The billionth keeps an error that is equal to a threshold outside of it, however both are rounded.
     return sum(error < 0.5 - 0.05 * step - 1e-9 for step in range(10)) / 10
 
 
 def _relative_accuracy(said: Reading | None, row: Row) -> float:
+    return max(0.0, 1.0 - _relative_error(said, row))
+
+
+def _relative_error(said: Reading | None, row: Row) -> float:
+    """|x - gold| / |gold|; of no number, and of another one than 0 where gold is 0, infinite."""
     gold = gold_number(row)
     if said is None or said.value is None:
-        return 0.0
+        return math.inf
     if gold == 0:
-        return float(said.value == 0)
-    return max(0.0, 1.0 - abs(said.value - gold) / abs(gold))
+        return 0.0 if said.value == 0 else math.inf
+    return abs(said.value - gold) / abs(gold)
 
 
 def _is_close(said: Reading | None, row: Row) -> float:

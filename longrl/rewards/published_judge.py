@@ -41,10 +41,7 @@ def score_of_five(reply: str) -> float:
     Raises:
         JudgementFailed: it has none.
     """
-    found = SCORE_OF_FIVE.findall(reply)
-    if not found:
-        raise JudgementFailed(f"the judge's reply must have a 'score' from 0 to 5, got {reply[-200:]!r}")
-    return int(found[-1]) / 5
+    return int(_last(SCORE_OF_FIVE, reply, "a 'score' from 0 to 5")) / 5
 
 
 def correct_flag(reply: str) -> float:
@@ -53,10 +50,14 @@ def correct_flag(reply: str) -> float:
     Raises:
         JudgementFailed: it has none.
     """
-    found = CORRECT.findall(reply)
+    return float(_last(CORRECT, reply, '"correct": true or false').lower() == "true")
+
+
+def _last(pattern: re.Pattern[str], reply: str, wanted: str) -> str:
+    found: list[str] = pattern.findall(reply)
     if not found:
-        raise JudgementFailed(f'the judge\'s reply must have "correct": true or false, got {reply[-200:]!r}')
-    return float(found[-1].lower() == "true")
+        raise JudgementFailed(f"the judge's reply must have {wanted}, got {reply[-200:]!r}")
+    return found[-1]
 
 
 def score_line(reply: str) -> float:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.io.pulse import PULSE
-from longrl.io.weight_folder import WEIGHTS, check_weight_files, read_json_object, weight_names
+from longrl.io.weight_folder import WEIGHTS, local_weight_folder, weight_names
 from longrl.rewards.answers import after_thinking
 from longrl.rewards.batch import BatchReward
 from longrl.types import Completion, Row
@@ -86,20 +86,7 @@ class RewardModel(BatchReward[Completion]):
 
     @cached_property
     def _path(self) -> Path:
-        path = Path(self.folder).expanduser()
-        if not (path / "config.json").is_file():
-            raise ValueError(
-                f"RewardModel reads a local folder with a config.json, but {self.folder!r} is none (working folder: "
-                f"{Path.cwd()}); download the model once and give its folder"
-            )
-        if not any(path.glob(WEIGHTS)):
-            raise ValueError(
-                f"RewardModel reads safetensors weights, and {self.folder!r} has none; convert them once, where you "
-                "trust the files: pickles are never read here"
-            )
-        read_json_object(path / "config.json")
-        check_weight_files(path)
-        return path
+        return local_weight_folder(self.folder, "folder of RewardModel", "a reward model")
 
     @cached_property
     def _head(self) -> RewardHead:

@@ -80,20 +80,6 @@ def test_a_benchmark_starts_where_longrl_is_not_installed(bench, monkeypatch):
     assert str(ROOT) in common.import_path().split(os.pathsep)
 
 
-SCRIPTS = sorted(file.stem for file in (ROOT / "bench").glob("*.py") if "__main__" in file.read_text())
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_every_benchmark_takes_json_and_quick(bench, name, capsys):
-    script = bench(name)
-    with pytest.raises(SystemExit) as ended:
-        script.main(["--help"])
-    assert ended.value.code == 0
-    shown = capsys.readouterr().out
-    assert "--json FILE" in shown
-    assert "--quick" in shown
-
-
 # ---- hour_step.py ----
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from longrl.models.step_flops import GroupTokens, TextCost, count_rows, peak_flops
 from longrl.planning import flops
-from longrl.planning.inputs import MicroBatch, ModelSizes, Plan
+from longrl.planning.inputs import ModelSizes, Plan
+from longrl.planning.micro_batches import MicroBatch
 from tests.tiny import qwen3_5_text_family, text_family
 
 COST = TextCost(layer_params=10, trained_params=10, num_layers=2, query_width=3, head_params=7, head_trains=True)

@@ -11,7 +11,8 @@ from longrl.models.planning_sizes import DeltaSizes
 from longrl.models.qwen3_5 import Qwen3_5Family
 from longrl.packing.attention import PackedLayout
 from longrl.planning import delta_formulas, flops, formulas, memory, shapes, vllm_formulas
-from longrl.planning.inputs import ModelSizes, Plan, VLLMShare, micro_batch
+from longrl.planning.inputs import ModelSizes, Plan, VLLMShare
+from longrl.planning.micro_batches import micro_batch
 from longrl.planning.run_plan import head_notes
 from longrl.types import GroupSpan
 from tests.planning.test_formulas import RUN, TINY

@@ -14,7 +14,8 @@ from longrl.models.text import LlamaFamily, TextFamily
 from longrl.modules.token_statistics import statistics_passes
 from longrl.planning import flops, formulas, memory, shapes
 from longrl.planning.hardware import HARDWARE, find_hardware
-from longrl.planning.inputs import EncoderSizes, ModelSizes, Plan, micro_batch
+from longrl.planning.inputs import EncoderSizes, ModelSizes, Plan
+from longrl.planning.micro_batches import micro_batch
 from longrl.planning.run_plan import video_outline, with_needed_budget
 
 TINY = ModelSizes(

@@ -12,7 +12,8 @@ from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.packing.pack import pack
 from longrl.planning import flops, launches
 from longrl.planning.hardware import HARDWARE
-from longrl.planning.inputs import VLLMShare, micro_batch
+from longrl.planning.inputs import VLLMShare
+from longrl.planning.micro_batches import micro_batch
 from longrl.testing.tiny import tiny_qwen2_5_vl
 from longrl.types import SamplingParams
 from tests.planning.test_formulas import RUN

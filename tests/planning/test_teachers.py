@@ -5,7 +5,8 @@ import dataclasses
 from longrl.modules.distiller import Distiller
 from longrl.modules.local_teacher import LocalTeacher
 from longrl.planning import flops, formulas, memory, teachers
-from longrl.planning.inputs import PlannedTeacher, micro_batch
+from longrl.planning.inputs import PlannedTeacher
+from longrl.planning.micro_batches import micro_batch
 from tests.planning.test_formulas import RUN, TINY, changed
 from tests.teachers import DISTILLATIONS, wide_vl_family
 

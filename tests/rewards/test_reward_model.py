@@ -169,7 +169,7 @@ def pickled(path: Path) -> None:
         (without_a_layer, "lacks 3 weights"),
         (pickled, "pickles are never read"),
         (lambda path: (path / "chat_template.jinja").unlink(), "no chat template"),
-        (lambda path: (path / "config.json").unlink(), "local folder with a config.json"),
+        (lambda path: (path / "config.json").unlink(), r"local folder with a reward model, but .* has no config\.json"),
     ],
 )
 def test_a_folder_that_cannot_judge_is_refused_before_anything_is_sampled(folder, tmp_path, damage, said):

@@ -24,7 +24,7 @@ from torch import Tensor
 from longrl.datamodules.media.video import content_digest
 from longrl.datamodules.selection.candidates import KEPT, Candidates
 from longrl.io.atomic import PARTIAL_SUFFIX, atomic_write
-from longrl.io.weight_folder import WEIGHTS, check_weight_files, read_json_object
+from longrl.io.weight_folder import WEIGHTS, local_weight_folder
 
 logger = logging.getLogger(__name__)
 
@@ -41,19 +41,7 @@ EMBEDDING_RULES = 1
 
 def check_folder(folder: str) -> None:
     """Raises ValueError for a folder without a model of pictures and texts; its weights are not read."""
-    path = Path(folder).expanduser()
-    if not folder or not (path / "config.json").is_file():
-        raise ValueError(
-            f"{OPTION} must be a local folder with a CLIP or SigLIP, but {folder!r} has no config.json (working "
-            f"folder: {Path.cwd()}); download the model once and give its folder"
-        )
-    if not any(path.glob(WEIGHTS)):
-        raise ValueError(
-            f"{OPTION}={folder!r} must have safetensors weights, and has none; convert them once, where you trust the "
-            "files: pickles are never read here"
-        )
-    read_json_object(path / "config.json")
-    check_weight_files(path)
+    path = local_weight_folder(folder, OPTION, "a CLIP or SigLIP")
     from transformers import AutoConfig, AutoModel
 
     try:
