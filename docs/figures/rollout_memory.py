@@ -38,7 +38,7 @@ PHASES = {
 }
 """Phase of the plan's memory, in the order of a step -> its times in the plan. Of a sync the plan has none."""
 NARROWEST = 60
-"""Pixels of a bar that would be narrower."""
+"""Width of a bar that would be narrower."""
 DRAWN_WIDER = ("encode", "sync")
 
 WIDTH, HEIGHT = 760, 520
@@ -66,11 +66,12 @@ def stacked(parts: Mapping[str, float]) -> dict[str, float]:
 
 
 def text(x: float, y: float, words: str, *, size: int = 14, fill: str = INK, anchor: str = "middle") -> str:
+    """A line of text in the figure."""
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{fill}" text-anchor="{anchor}">{words}</text>'
 
 
 def draw(plan: Mapping[str, Any]) -> str:
-    """The figure: a bar for each phase, as wide as it takes seconds (but for `DRAWN_WIDER`), as high as it needs memory."""
+    """The figure: a bar for each phase, as high as it needs memory and, but for `DRAWN_WIDER`, as wide as it takes time."""
     capacity = plan["hardware"]["memory_gib"]
     times = {phase: sum(plan["times_s"][name] for name in names) for phase, names in PHASES.items()}
     longest = sum(seconds for phase, seconds in times.items() if phase not in DRAWN_WIDER)
