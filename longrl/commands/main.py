@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from longrl.commands.failures import keep_tracebacks_in, tell_error
 from longrl.commands.renamed import current_arguments
+from longrl.commands.shipped_paths import with_shipped_files
 from longrl.io.functions import search_working_folder
 from longrl.io.processes import end_with_parent
 from longrl.io.stop_signals import StopRun, ignore_signals, interruptible
@@ -89,7 +90,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run_command(args: list[str]) -> None:
     """Runs the command that `args` begins with."""
-    args = current_arguments(args)
+    args = with_shipped_files(current_arguments(args))
     command = args[0] if args else "--help"
     if command in WITH_OWN_SIGNALS:
         dispatch(command, args)
