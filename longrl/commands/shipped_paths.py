@@ -6,7 +6,6 @@ place of the file that ships, and `--config NAME` the recipe of that name. Saved
 
 from __future__ import annotations
 
-import difflib
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,16 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-from longrl.io.shipped_files import YAML, find_shipped, missing, name_of, place_of, place_of_part, shipped_files
+from longrl.io.shipped_files import (
+    YAML,
+    find_recipe,
+    find_shipped,
+    missing,
+    missing_recipe,
+    name_of,
+    place_of,
+    place_of_part,
+)
 
 CONFIG_FLAGS = ("--config", "-c")
 RECIPE_FOLDERS = {"evaluate": "configs/eval", "pipeline": "longvideo-reason/configs"}
@@ -107,18 +115,7 @@ def _config_place(value: str, command: str) -> str:
     """The value of `--config`: a file, or the name of a recipe."""
     if not value or any(mark in value for mark in "\n{:") or Path(value).expanduser().is_file():
         return value
-    stem = value.removesuffix(Path(value).suffix) if value.endswith(YAML) else value
-    own = RECIPE_FOLDERS.get(command, "configs")
-    for name in (f"{own}/{stem}.yaml", f"configs/{stem}.yaml", f"{stem}.yaml"):
-        place = place_of(name)
-        if Path(place).is_file():
-            return place
-    raise ValueError(f"--config {_missing_recipe(value, stem)}")
-
-
-def _missing_recipe(value: str, stem: str) -> str:
-    names = [name.removesuffix(".yaml") for name in shipped_files() if name.endswith(".yaml")]
-    recipes = {name.removeprefix("configs/"): name for name in names}
-    near = difflib.get_close_matches(stem.removeprefix("configs/"), recipes, n=3, cutoff=0.5)
-    meant = f"did you mean {' or '.join(near)}?" if near else "`longrl recipes list` lists the recipes"
-    return f"{value} is neither a file (working folder: {Path.cwd()}) nor a recipe of longrl; {meant}"
+    found = find_recipe(value, RECIPE_FOLDERS.get(command, "configs"))
+    if found is None:
+        raise ValueError(f"--config {missing_recipe(value)}")
+    return place_of(found)

@@ -68,6 +68,30 @@ def missing(path: str) -> str:
     return f"{path} is neither in the working folder ({Path.cwd()}) nor among the files of longrl; {meant}"
 
 
+def recipe_name(path: str) -> str:
+    """What `--config` takes for a file that ships: of `configs/eval/mlvu.yaml` it is `eval/mlvu`."""
+    return path.removeprefix("configs/").removesuffix(".yaml")
+
+
+def find_recipe(name: str, folder: str = "configs") -> str | None:
+    """The recipe of a name, as the repository has it: `configs/NAME.yaml`; None where there is none.
+
+    Args:
+        name: below `configs` or `folder`, with `.yaml` or without.
+        folder: of a command's own recipes, which come first.
+    """
+    files = (f"{parent}{name.removesuffix('.yaml')}.yaml" for parent in (f"{folder}/", "configs/", ""))
+    return next((file for file in files if find_shipped(file) is not None), None)
+
+
+def missing_recipe(name: str) -> str:
+    """What to say of a config that is neither a file nor a recipe, with the nearest recipes."""
+    names = [recipe_name(file) for file in shipped_files() if file.endswith(YAML)]
+    near = difflib.get_close_matches(recipe_name(name), names, n=3, cutoff=0.5)
+    meant = f"did you mean {' or '.join(near)}?" if near else "`longrl recipes list` lists the recipes"
+    return f"{name} is neither a file (working folder: {Path.cwd()}) nor a recipe of longrl; {meant}"
+
+
 def place_of(text: str, working_folder: Path | None = None) -> str:
     """A value as it is, or the place of the shipped file or folder that it names and the working folder does not have.
 

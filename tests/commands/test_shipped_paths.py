@@ -108,7 +108,7 @@ def test_a_printed_config_names_what_ships_and_reads_the_same_again(elsewhere, c
     assert printed[0] == printed[1]
     assert values["model"]["family"]["init_args"]["model"] == values["model"]["init_from"] == "configs/demo/base"
     assert str(ROOT) not in printed[0]
-    assert values["model"]["algorithm"]["GSPO_FIELD"]
+    assert values["model"]["algorithm"]["surrogate"] == "longrl.algorithms.sequence_clipped"
 
 
 def test_names_are_given_back_in_whatever_a_config_holds():
