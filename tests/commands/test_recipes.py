@@ -32,7 +32,7 @@ def test_every_recipe_says_what_it_is_needs_and_how_it_is_launched():
         head = read_head(path)
         name = path.relative_to(ROOT).as_posix()
         assert head.summary.endswith("."), name
-        assert head.needs, name
+        assert head.needs or path not in RECIPES, name
         assert f"--config {name}" in head.launch, name
 
 

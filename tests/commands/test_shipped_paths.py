@@ -1,5 +1,7 @@
 """Recipes, parts and files of longrl from a folder that has none of them, as with an installed wheel."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,21 @@ def test_names_are_given_back_in_whatever_a_config_holds():
         a=Namespace(b=["configs/demo/base", 1]), c={"d": "configs/demo/base"}, e="other"
     )
     assert config.c == {"d": place}
+
+
+def test_a_run_goes_on_in_another_folder_by_the_config_that_it_saved(elsewhere, monkeypatch):
+    """Which calls what ships by its name, so that it holds where longrl lies elsewhere."""
+    row = {"problem": "What is 1 + 1?\nA. 2\nB. 3", "answer": "A", "reasoning": "1 + 1 = 2"}
+    rows = elsewhere / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row | {"problem_id": number}) + "\n" for number in range(4)))
+    data = [f"--data.train={rows}", "--data.prompts_per_batch=2", "--checkpoint.every_n_train_steps=1", "--view=off"]
+    main(["fit", "--config=demo/common", "--config=demo/sft", *data, "--run_dir=run", "--trainer.max_steps=1"])
+    (elsewhere / "later").mkdir()
+    shutil.move("run", elsewhere / "later/run")
+    monkeypatch.chdir(elsewhere / "later")
+    main(["fit", "--config=run/config.yaml", "--resume=auto", "--trainer.max_steps=2"])
+    begun, resumed = (yaml.safe_load(Path("run", name).read_text()) for name in ("config.yaml", "config.resumed1.yaml"))
+    assert begun["model"] == resumed["model"]
+    assert begun["model"]["family"]["init_args"]["model"] == "configs/demo/base"
+    assert (begun["trainer"].pop("max_steps"), resumed["trainer"].pop("max_steps")) == (1, 2)
+    assert begun["trainer"] == resumed["trainer"]
