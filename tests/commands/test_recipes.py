@@ -1,10 +1,14 @@
 import os
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 import yaml
 
 from longrl.commands.main import main
 from longrl.commands.recipes import copy_recipe, listing
+from longrl.commands.shipped_paths import with_shipped_files
 from longrl.io.recipe_heads import read_head
 from tests.runs import ROOT
 
@@ -100,3 +104,18 @@ def test_mistakes_are_told_with_a_remedy(elsewhere, args, message):
     with pytest.raises(ValueError, match=message):
         main(["recipes", *args])
     assert (elsewhere / f"{GRPO}.yaml").read_text() == "mine: 1\n"
+
+
+def test_the_commands_of_the_page_on_recipes_work(capsys):
+    """Those of `recipes` run; of the others the files are found."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE | re.DOTALL)
+    commands = [shlex.split(line, comments=True)[1:] for block in blocks for line in block.splitlines()]
+    assert len(commands) > 8
+    for args in commands:
+        if args[0] == "recipes":
+            main(args)
+        else:
+            config = with_shipped_files(args)[args.index("--config") + 1]
+            assert Path(config).is_file()
+    assert Path("configs/reward/think_answer.yaml").is_file()
+    assert Path("prompts/trace.txt").is_file()
