@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from longrl.commands.aliases import without_aliases
 from longrl.commands.failures import keep_tracebacks_in, tell_error
 from longrl.commands.renamed import current_arguments
 from longrl.io.functions import search_working_folder
@@ -89,7 +90,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run_command(args: list[str]) -> None:
     """Runs the command that `args` begins with."""
-    args = current_arguments(args)
+    args = current_arguments(without_aliases(args))
     command = args[0] if args else "--help"
     if command in WITH_OWN_SIGNALS:
         dispatch(command, args)
