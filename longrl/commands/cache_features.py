@@ -22,6 +22,7 @@ from longrl.datamodules.loading.loader import usable_items
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.features.files import FeatureFiles
+from longrl.io.progress import SPEED_OF_S
 from longrl.modules.policy import PolicyModule
 from longrl.types import Prompt, Row, UnusableSample
 
@@ -219,5 +220,5 @@ def progress_bar(rank: int, world_size: int) -> Iterator[Progress]:
         TextColumn("{task.fields[hits]} there, {task.fields[encoded]} encoded, {task.fields[gib]:.2f} GiB"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, disable=rank != 0) as bar:
+    with Progress(*columns, disable=rank != 0, speed_estimate_period=SPEED_OF_S) as bar:
         yield bar

@@ -6,7 +6,6 @@ import functools
 import importlib
 import inspect
 import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -24,7 +23,6 @@ from longrl.callbacks.rollout import RolloutCallback
 from longrl.callbacks.run_watch import RunWatch
 from longrl.callbacks.step_profile import StepProfile
 from longrl.callbacks.terminal_view import TerminalView
-from longrl.callbacks.throughput import ProgressBar
 from longrl.callbacks.timeline import Timeline
 from longrl.callbacks.watchdog import Watchdog
 from longrl.commands import run_config
@@ -65,27 +63,9 @@ logger = logging.getLogger(__name__)
 
 Resume = Literal["auto"]
 View = Literal["auto", "live", "plain", "off"]
-NOISE = (
-    "LightningCLI's args parameter",  # it takes no part of a command line
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # its own affair
-    r"Total length of `\w+` across ranks is zero",  # of loaders for validation: most runs have none
-)
-"""How its warnings begin that are none."""
 
 COMMAND_HELP = """{}: {}. The options of a class are listed by --model.family.help CLASS, --trainer.callbacks.help CLASS
 and so on, for instance --rollout.engine.help longrl.engines.vllm.VLLMEngine."""
-
-
-def quiet_lightning() -> None:
-    """Leaves out what Lightning says in every run, and nobody can do anything about: advertisements among it."""
-    for text in NOISE:
-        warnings.filterwarnings("ignore", text)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advertisement)
-
-
-def is_no_advertisement(record: logging.LogRecord) -> bool:
-    """True of log lines that recommend no further package of Lightning's maker."""
-    return "Tip: For seamless" not in record.getMessage()
 
 
 class LongRLCLI(LightningCLI):
@@ -118,7 +98,6 @@ class LongRLCLI(LightningCLI):
         """Parses `args`, the command first, and runs it."""
         # peft imports it where it is installed, and on a CPU it misses kernels in 4 bits, which nothing here uses.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-        quiet_lightning()
         usage = COMMAND_USAGE.format(cls.prog, "{" + ",".join(cls.subcommands()) + "}")
         texts = {name: command_texts(cls.prog, name) for name in cls.subcommands()}
         return cls(
@@ -186,7 +165,8 @@ class LongRLCLI(LightningCLI):
             "--view",
             type=View,
             default="auto",
-            help="of fit: a screen (live), a line every few steps (plain), or nothing; auto is live on a terminal",
+            help="progress as a screen (live), as a line for each logged step (plain), or not at all (off); auto is "
+            "live on a terminal",
         )
         parser.add_argument(
             "--profile",
@@ -331,7 +311,7 @@ class LongRLCLI(LightningCLI):
         is_listed = any(isinstance(one, BaseProgressBar) for one in callbacks)
         if mode == "off" or is_listed or self._get(self.config_init, "trainer.enable_progress_bar") is False:
             return None
-        return TerminalView(mode) if self.subcommand == "fit" else ProgressBar()
+        return TerminalView(mode)
 
     def rollout_callback(self) -> Callback | None:
         """The callback that the group `rollout` describes; None without a reward."""
@@ -375,6 +355,19 @@ class LongRLCLI(LightningCLI):
         how_to_go_on = functools.partial(advice, command, self._get(self.config, "run_dir"))
         with ending_of_run(self.trainer, how_to_go_on):
             self.trainer.fit(model, **options)
+
+    def test(self, model: LightningModule, **options: Any) -> None:
+        """`Trainer.test`, whose metrics the view shows in one line; Lightning calls it in its place."""
+        self.trainer.test(model, **self.without_table(options))
+
+    def validate(self, model: LightningModule, **options: Any) -> None:
+        """`Trainer.validate`, as `test`."""
+        self.trainer.validate(model, **self.without_table(options))
+
+    def without_table(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of an evaluation without Lightning's own table where the view says the same."""
+        has_view = any(isinstance(one, TerminalView) for one in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return options | {"verbose": False} if has_view else options
 
     def after_test(self) -> None:
         """Leaves the command beside what it found; Lightning calls it."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from longrl.io.checkpoint_files import META, check_files, load_file, load_shards, load_state, read_metadata
+from longrl.io.hub_errors import naming_option
 from longrl.models.base import CausalFamily
 from longrl.models.building import OWN_WEIGHTS
 from longrl.models.chunked_mlp import chunk_mlps
@@ -85,7 +86,9 @@ def plain_from(
         return family.build()
     checkpoint = find_checkpoint(source, option)
     if checkpoint is None:
-        return family.build(weights=source)
+        with naming_option(option):
+            return family.build(weights=source)
+    logger.info("loading weights of %s", checkpoint)
     check_by_ranks(checkpoint, world_axis())
     model = family.build(weights=None)
     load_checkpoint_weights(model, checkpoint, option, averaged)
