@@ -16,6 +16,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from longrl.commands.closing import say_end
 from longrl.commands.run_parts import RunParts
 from longrl.datamodules.loading.data_module import Split
 from longrl.datamodules.loading.loader import usable_items
@@ -198,6 +199,7 @@ class CacheFiller:
         if counts.skipped:
             lines.append(f"skipped rows are listed in {self.data.skipped_dir}/skipped.jsonl")
         Console().print("\n".join(lines), soft_wrap=True, highlight=False)
+        say_end([], [f"`fit` with the same options reads {self.disk.folder}: it decodes and encodes nothing again"])
 
 
 def rows_by_media(rows: Sequence[Row], render: RowRenderer) -> list[list[int]]:

@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import Namespace
 from rich.console import Console
 
+from longrl.commands.closing import longrl, say_end
 from longrl.commands.compare import show_comparisons
 from longrl.commands.failures import keep_tracebacks_in
 from longrl.commands.main import COMMAND_USAGE
@@ -70,6 +71,8 @@ def main(args: Sequence[str]) -> None:
     if files is not None:
         write_command(files.report.parent, ["evaluate", *args])
         show_evaluation(files)
+        folder = files.report.parent
+        say_end([], [longrl("compare", "OTHER", folder), longrl("scoreboard", folder)])
 
 
 def parse_evaluation(args: Sequence[str]) -> tuple[EvaluationConfig, LongVideoReason]:

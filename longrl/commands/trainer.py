@@ -26,6 +26,7 @@ from longrl.callbacks.terminal_view import TerminalView
 from longrl.callbacks.timeline import Timeline
 from longrl.callbacks.watchdog import Watchdog
 from longrl.commands import run_config
+from longrl.commands.closing import end_of_fit, longrl, say_end
 from longrl.commands.failures import keep_tracebacks_in
 from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
 from longrl.commands.parsers import RunParser
@@ -46,7 +47,7 @@ from longrl.commands.run_settings import SHOWN_BY_DATA, read_settings, tell_diff
 from longrl.commands.run_trust import CHECKPOINT_HELP, CHECKPOINT_OPTION, OPTION, TRUST_HELP
 from longrl.commands.saved_config import SaveRunConfig
 from longrl.datamodules.longvideo_reason import LongVideoReason
-from longrl.evaluation.samples import RESULTS_FILE, TEST_FOLDER
+from longrl.evaluation.samples import PREDICT_FOLDER, RESULTS_FILE, TEST_FOLDER
 from longrl.evaluation.timings import write_command
 from longrl.io.checkpoint_files import trust_checkpoints
 from longrl.io.disk_space import check_writable
@@ -356,6 +357,12 @@ class LongRLCLI(LightningCLI):
         with ending_of_run(self.trainer, how_to_go_on):
             self.trainer.fit(model, **options)
 
+    def after_fit(self) -> None:
+        """Says what there is now, and what it is for; Lightning calls it."""
+        if self.trainer.is_global_zero:
+            config = self._get(self.config, "data").as_dict()
+            end_of_fit(self._get(self.config, "run_dir"), self.trainer.global_step, config, self.prog.split()[3:])
+
     def test(self, model: LightningModule, **options: Any) -> None:
         """`Trainer.test`, whose metrics the view shows in one line; Lightning calls it in its place."""
         self.trainer.test(model, **self.without_table(options))
@@ -374,6 +381,15 @@ class LongRLCLI(LightningCLI):
         folder = Path(self._get(self.config_init, "run_dir")) / TEST_FOLDER
         if is_first_rank() and (folder / RESULTS_FILE).is_file():
             write_command(folder, self.given, self.prog)
+            report = folder / "report.html"
+            say_end(
+                [f"results: {folder / RESULTS_FILE}; report: {report}"], [longrl("compare", "OTHER_RUN", folder.parent)]
+            )
+
+    def after_predict(self) -> None:
+        """Says where the answers are; Lightning calls it."""
+        if is_first_rank():
+            say_end([f"answers: {Path(self._get(self.config_init, 'run_dir')) / PREDICT_FOLDER}"])
 
     def before_fit(self) -> None:
         """Says before weights are loaded that the longest videos will not fit the GPUs, and what would help.

@@ -207,6 +207,13 @@ def saved_weights(checkpoint: Path, averaged: bool = False) -> dict[str, Tensor]
     return weights
 
 
+def saved_step(checkpoint: Path) -> int | None:
+    """Optimizer steps that a checkpoint was saved behind; None where it does not say so."""
+    file = checkpoint / META if checkpoint.is_dir() else checkpoint
+    step = load_file(file).get("global_step") if file.is_file() else None
+    return int(step) if isinstance(step, int) else None
+
+
 def fill_from_shards(folder: Path, targets: Mapping[str, Tensor], averaged: bool = False) -> None:
     """Fills `targets` with what the ranks of a run saved, however many they were; `averaged` as in `saved_weights`."""
     averages: dict[str, str] = {}
