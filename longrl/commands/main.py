@@ -37,6 +37,7 @@ OTHER_COMMANDS = {
     ),
     "report": ("longrl.commands.report", "curves, alerts and samples of training runs, side by side, as HTML"),
     "replay": ("longrl.commands.replay", "where the first number of a step that was left out is not finite"),
+    "doctor": ("longrl.commands.doctor", "what this installation and machine can do, and what adds what is missing"),
     "demo": ("longrl.commands.demo", "the whole path on one laptop: data, SFT, RL, evaluation, report"),
     "synthetic": ("longrl.commands.synthetic", "generate long videos with known stories"),
 }
