@@ -45,6 +45,7 @@ OTHER_COMMANDS = {
     "replay": ("longrl.commands.replay", "where the first number of a step that was left out is not finite"),
     "recipes": ("longrl.commands.recipes", "configs, launch scripts and prompts that ship: list, show, copy"),
     "init": ("longrl.commands.init", "write a folder to start from: configs, records, a reward, the next commands"),
+    "doctor": ("longrl.commands.doctor", "what this installation and machine can do, and what adds what is missing"),
     "demo": ("longrl.commands.demo", "the whole path on one laptop: data, SFT, RL, evaluation, report"),
     "synthetic": ("longrl.commands.synthetic", "generate long videos with known stories"),
 }
