@@ -1,12 +1,13 @@
 """The picture of the README: what `make demo` left, in one figure.
 
-    .venv/bin/python docs/figures/demo_run.py runs/demo docs/figures/demo_run.png
+Run it by `.venv/bin/python docs/figures/demo_run.py runs/demo docs/figures/demo_run.png`.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import statistics
 import sys
 import textwrap
 from pathlib import Path
@@ -47,7 +48,7 @@ def draw_rewards(axes: Axes, run: Path) -> None:
         rows = [row for row in csv.DictReader(lines) if row.get("reward/mean")]
     steps = [int(row["step"]) + 1 for row in rows]
     rewards = [float(row["reward/mean"]) for row in rows]
-    smooth = [sum(rewards[max(0, i - WINDOW + 1) : i + 1]) / (i - max(0, i - WINDOW + 1) + 1) for i in range(len(rewards))]
+    smooth = [statistics.fmean(rewards[max(0, end - WINDOW) : end]) for end in range(1, len(rewards) + 1)]
     axes.plot(steps, rewards, color="#aed6f1", linewidth=1)
     axes.plot(steps, smooth, color="#1f618d", linewidth=2)
     axes.set(title="reward during GRPO", xlabel="optimizer step", ylim=(0, None))
@@ -101,10 +102,12 @@ def samples_of(folder: Path, run: str) -> dict[int, Any]:
 
 
 def is_right(line: Any) -> bool:
+    """Whether the question was answered right."""
     return line["score"] == 1
 
 
 def text_of(line: Any) -> str:
+    """The answer in one line."""
     return line["completions"][0].replace("\n", " ")
 
 
