@@ -19,6 +19,7 @@ from typing import Any
 from jsonargparse import auto_cli
 
 from longrl.callbacks.evaluation import print_scores
+from longrl.commands.closing import without_next
 from longrl.commands.main import main as run_command
 from longrl.commands.parsers import ShortErrors
 from longrl.datamodules.rows.question_rows import longvideo_reason_row, make_rows
@@ -211,7 +212,8 @@ class _Demo:
     def _run(self, *command: str) -> None:
         """Runs a longrl command in this process, printed as a user would type it."""
         _say(f"\n$ python -m longrl {shlex.join(command)}")
-        run_command(command)
+        with without_next():
+            run_command(command)
         signals = current_signals()
         if signals is not None and signals.requested:  # while a run that had ended put its things away
             raise Interrupted
