@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from longrl.packing.kernels import VarlenKernel, kernel_for
+from longrl.packing.kernels import Kernel, VarlenKernel, kernel_for
 
 ENCODER_ATTENTION_NAME = "longrl_varlen_flash"
 
@@ -66,12 +66,17 @@ def encoder_attention_forward(
     scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
     # [N, H, D], which is how the layer laid them out; under autocast rotary embeddings may return float32.
     query, key, value = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
-    kernel = kernel_for(query)
-    if isinstance(kernel, VarlenKernel):
+    kernel = encoder_kernel(kernel_for(query))
+    if kernel is not None:
         output = varlen_attention(query, key, value, cu_seq_lens_q.to(torch.int32), max_length_q, scale, kernel)
     else:
         output = equal_lengths_attention(query, key, value, cu_seq_lens_q, scale)
     return output[None], None
+
+
+def encoder_kernel(kernel: Kernel) -> VarlenKernel | None:
+    """The kernel that takes all sequences of a layer in one call; None if torch's attention is called per length."""
+    return kernel if isinstance(kernel, VarlenKernel) else None
 
 
 AttentionInterface.register(ENCODER_ATTENTION_NAME, encoder_attention_forward)
