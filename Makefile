@@ -69,7 +69,7 @@ $(DOCS_STAMP): $(DOCS_LOCK)
 	@touch $@
 
 docs: $(DOCS_STAMP)  ## build the site of the documents, strictly: build/site/index.html
-	@$(MKDOCS) build --strict --quiet && echo "The site is build/site/index.html."
+	@$(MKDOCS) build --strict && echo "The site is build/site/index.html."
 
 docs-serve: $(DOCS_STAMP)  ## show the site while you write: http://127.0.0.1:8000
 	@$(MKDOCS) serve
