@@ -14,7 +14,6 @@ Letters: N rows of all sequences, H heads, D head size, S sequences, n rows of o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -115,22 +114,24 @@ class _Varlen(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
-varlen_attention: Callable[[Tensor, Tensor, Tensor, Tensor, int, float, VarlenKernel], Tensor]
-varlen_attention = _Varlen.apply
-"""Attention of sequences of any lengths in one call of a kernel, and one backwards; the host waits for neither.
+def varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int, scale: float, kernel: VarlenKernel
+) -> Tensor:
+    """Attention of sequences of any lengths in one call of a kernel, and one backwards; the host waits for neither.
 
-Args:
-    query: [N, H, D].
-    key: [N, H, D].
-    value: [N, H, D].
-    cu_seqlens: [S + 1] int32 starts of the sequences, and N.
-    longest: rows of the longest one.
-    scale: factor on the scores.
-    kernel: computes it.
+    Args:
+        query: [N, H, D].
+        key: [N, H, D].
+        value: [N, H, D].
+        cu_seqlens: [S + 1] int32 starts of the sequences, and N.
+        longest: rows of the longest one.
+        scale: factor on the scores.
+        kernel: computes it.
 
-Returns:
-    [N, H, D].
-"""
+    Returns:
+        [N, H, D].
+    """
+    return _Varlen.apply(query, key, value, cu_seqlens, longest, scale, kernel)
 
 
 def equal_lengths_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
