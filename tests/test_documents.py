@@ -67,6 +67,27 @@ def test_modules_that_are_named_exist(document):
     assert sorted(module for module in named if not exists(module)) == []
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_lists_and_tables_stand_behind_an_empty_line(document):
+    """The site's Markdown takes them for text otherwise, and a list in a list if it is indented by less than 4."""
+    prose = re.sub(r"^ *(```+|~~~+).*?^ *\1 *$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    behind_text = re.findall(r"^(?![-*#|<> ]|\d+\. ).+\n(?=[-*] |\d+\. |\|)", prose, re.MULTILINE)
+    nested = re.findall(r"^ {1,3}(?:[-*]|\d+\.) .*", prose, re.MULTILINE)
+    assert behind_text + nested == []
+
+
+def test_the_nav_of_the_site_names_every_page():
+    nav = set(re.findall(r"^ +- (?:[^:\n]+: )?([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert sorted(pages - nav) == []
+
+
+def test_the_index_of_decisions_names_every_decision():
+    folder = ROOT / "docs" / "decisions"
+    listed = LINK.findall((folder / "index.md").read_text())
+    assert sorted(listed) == sorted(path.name for path in folder.glob("*.md") if path.name != "index.md")
+
+
 IDENTIFIER = re.compile(r"(?<![\w.])[A-Za-z_]\w{3,}")
 OF_OTHERS = {
     "CUDA_VISIBLE_DEVICES", "MODEL_SEQ_LEN", "SPLIT_THINK", "accelerate", "cu_seqlens", "data_parallel_size",

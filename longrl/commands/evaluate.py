@@ -29,6 +29,7 @@ from longrl.commands.run_settings import (
     tell_differences,
 )
 from longrl.commands.run_trust import CHECKPOINT_HELP, CHECKPOINT_OPTION, OPTION, TRUST_HELP, is_trusted
+from longrl.commands.shipped_paths import with_shipped_values
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.benchmark import Evaluation, EvaluationConfig
 from longrl.evaluation.benchmark_report import figures_table, list_remarks, rates_table
@@ -161,7 +162,7 @@ def _read_files(args: Sequence[str]) -> Iterator[ConfigFile]:
 def _read_yaml(text: str) -> Any:
     """What a YAML text holds; None of one that is no YAML, which the parser will say."""
     try:
-        return current_names(load_yaml(text))
+        return with_shipped_values(current_names(load_yaml(text)), Path.cwd())
     except yaml.YAMLError:
         return None
 

@@ -11,6 +11,7 @@ from longrl.commands.aliases import without_aliases
 from longrl.commands.console import quiet_libraries, speak
 from longrl.commands.failures import keep_tracebacks_in, tell_error
 from longrl.commands.renamed import current_arguments
+from longrl.commands.shipped_paths import with_shipped_files
 from longrl.io.functions import search_working_folder
 from longrl.io.processes import end_with_parent
 from longrl.io.stop_signals import StopRun, ignore_signals, interruptible
@@ -42,6 +43,9 @@ OTHER_COMMANDS = {
     ),
     "report": ("longrl.commands.report", "curves, alerts and samples of training runs, side by side, as HTML"),
     "replay": ("longrl.commands.replay", "where the first number of a step that was left out is not finite"),
+    "recipes": ("longrl.commands.recipes", "configs, launch scripts and prompts that ship: list, show, copy"),
+    "init": ("longrl.commands.init", "write a folder to start from: configs, records, a reward, the next commands"),
+    "doctor": ("longrl.commands.doctor", "what this installation and machine can do, and what adds what is missing"),
     "demo": ("longrl.commands.demo", "the whole path on one laptop: data, SFT, RL, evaluation, report"),
     "synthetic": ("longrl.commands.synthetic", "generate long videos with known stories"),
 }
@@ -97,7 +101,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run_command(args: list[str]) -> None:
     """Runs the command that `args` begins with."""
-    args = current_arguments(without_aliases(args))
+    args = with_shipped_files(current_arguments(without_aliases(args)))
     command = args[0] if args else "--help"
     if command in WITH_OWN_SIGNALS:
         dispatch(command, args)

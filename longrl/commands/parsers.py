@@ -15,9 +15,11 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
+from typing_extensions import override
 
 from longrl.commands.aliases import short_name
 from longrl.commands.failures import MAX_CHARACTERS, find_mistake
+from longrl.commands.shipped_paths import names_stay, with_names
 from longrl.io.exit_codes import MISTAKE
 from longrl.io.one_line import one_line
 from longrl.io.text_files import read_utf8
@@ -85,6 +87,12 @@ class ShortErrors(ArgumentParser):
 
 class RunParser(ShortErrors, LightningArgumentParser):
     """The parser of commands that take the config of a run."""
+
+    @override
+    def dump(self, cfg: Any, *more: Any, **options: Any) -> str:
+        """A config as YAML, that holds in any working folder: what ships is called by its name."""
+        with names_stay():
+            return super().dump(with_names(cfg), *more, **options)
 
 
 def explain(message: str, given: Sequence[str], options: Iterable[str]) -> str:

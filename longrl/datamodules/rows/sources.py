@@ -59,6 +59,36 @@ def read_records(source: str | Path) -> Sequence[Record]:
     return records
 
 
+def stream_records(source: str, max_records: int | None = None) -> Iterator[Record]:
+    """The records of a hub data set as they arrive, in the order of its files: the set is never stored.
+
+    Args:
+        source: a hub id, as `read_records` takes it, without a slice of the split.
+        max_records: reading ends behind so many; None for all.
+
+    Raises:
+        ValueError: no hub id, nothing there, or the connection broke.
+    """
+    hub = None if Path(source).suffix in FILE_SUFFIXES else HUB_SOURCE.fullmatch(source)
+    if hub is None:
+        raise ValueError(
+            f"streaming is for a hub id owner/name:split, got {source!r}; leave it out, for files are read as they are"
+        )
+    if "[" in (hub["split"] or ""):
+        raise ValueError(f"a streamed split has no slices, got {source!r}; give max_records in place of the slice")
+    number = -1
+    try:
+        for number, record in enumerate(_stream_hub(hub["name"], hub["config"], hub["split"] or "train", max_records)):
+            yield record
+    except Exception as error:  # the library raises many kinds, and those of the network
+        raise ValueError(
+            f"the data set {source!r} could not be streamed from record {number + 1} on: {_one_line(error)}; check the "
+            "name and the network, or read it without streaming, which keeps a copy"
+        ) from error
+    if number < 0:
+        raise ValueError(f"{source} holds no record; give a source with at least one")
+
+
 def media_root_of(source: str | Path) -> str | None:
     """Where relative media paths of a source start unless the user says so: beside a file, nowhere for a hub id."""
     path = Path(JOINED.split(str(source))[0]).expanduser()
@@ -143,6 +173,14 @@ def _read_hub(name: str, config: str | None, split: str) -> Sequence[Record]:
         if undecoded != feature:
             rows = rows.cast_column(column, undecoded)
     return rows
+
+
+def _stream_hub(name: str, config: str | None, split: str, max_records: int | None) -> Iterator[Record]:
+    import datasets
+
+    rows = datasets.load_dataset(name, config, split=split, streaming=True)
+    rows = rows.decode(False)  # videos, images and sounds as they are stored
+    yield from rows if max_records is None else rows.take(max_records)
 
 
 def _undecoded(feature: Any) -> Any:
