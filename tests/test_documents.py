@@ -14,7 +14,7 @@ DOCUMENTS = sorted(
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
 FILE = re.compile(
-    r"(?:longrl|tests|configs|bench|launch|longvideo-reason|requirements)/[\w./-]*\w\.(?:py|ya?ml|md|sh|lock|txt|sbatch)"
+    r"(?:longrl|tests|configs|bench|examples|launch|longvideo-reason|requirements)/[\w./-]*\w\.(?:py|ya?ml|md|sh|lock|txt|sbatch)"
 )
 MODULE = re.compile(r"\blongrl(?:\.[A-Za-z_]\w*)+")
 
@@ -80,7 +80,18 @@ OF_OTHERS = {
 def known_words() -> set[str]:
     """Every word of code, configs and scripts, and of the names of files."""
     words = set()
-    for folder in ("longrl", "tests", "bench", "launch", "configs", "requirements", "longvideo-reason", ".github"):
+    folders = (
+        "longrl",
+        "tests",
+        "bench",
+        "examples",
+        "launch",
+        "configs",
+        "requirements",
+        "longvideo-reason",
+        ".github",
+    )
+    for folder in folders:
         for file in (ROOT / folder).rglob("*"):
             words.update(re.findall(r"\w+", str(file.relative_to(ROOT))))
             if file.suffix in (".py", ".yaml", ".yml", ".jinja", ".sh", ".sbatch", ".txt") and file != Path(__file__):
@@ -104,7 +115,7 @@ def test_identifiers_that_are_named_exist(document):
 def exists(dotted: str) -> bool:
     """Whether a dotted name is a module, or something in one."""
     parts = dotted.split(".")
-    for count in range(len(parts), 1, -1):
+    for count in range(len(parts), 0, -1):
         module = ".".join(parts[:count])
         try:
             found = importlib.util.find_spec(module)
