@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from longrl.io.hub_errors import DATA, HubError, hub_errors
 from longrl.io.jsonl import parse_json, read_jsonl
 from longrl.io.text_files import read_utf8, utf8_file
 
@@ -158,7 +159,10 @@ def _read_hub(name: str, config: str | None, split: str) -> Sequence[Record]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, config, split=split)
+        with hub_errors(f"{name}:{split}", DATA, f"give a local {', '.join(FILE_SUFFIXES)} file"):
+            rows = datasets.load_dataset(name, config, split=split)
+    except HubError:
+        raise
     except Exception as error:  # the library raises many kinds: no network, no such name, no such split
         part = f" of configuration {config!r}" if config else ""
         raise ValueError(
