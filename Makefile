@@ -40,7 +40,7 @@ $(STAMP): $(LOCK) pyproject.toml
 	@mkdir -p $(VENV) && touch $(HALF_MADE)
 	@echo "Installing $(LOCK) into $(VENV); the first time takes a few minutes ..."
 	@[ -x $(PY) ] || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r $(LOCK)
+	@$(PY) requirements/install.py -r $(LOCK)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@site="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
 	rm -f "$$site/longrl_startup.pth"; cp longrl/torchvision_ops.py "$$site/torchvision_beside_cpu.py"; \
@@ -54,7 +54,7 @@ demo: env  ## train and evaluate a small model on generated videos, report in ru
 # --no-deps: see the lock file. It names no package on other systems than Linux on x86-64; there the tests are skipped.
 $(VLLM_STAMP): $(VLLM_LOCK) $(STAMP)
 	@echo "Installing $(VLLM_LOCK) for the tests of rollouts by vLLM ..."
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r $(VLLM_LOCK)
+	@$(PY) requirements/install.py --no-deps -r $(VLLM_LOCK)
 	@touch $@
 
 test: env $(VLLM_STAMP)  ## run the tests (PYTEST_ARGS="tests/test_x.py -k word" to choose)
@@ -69,7 +69,7 @@ $(DOCS_STAMP): $(DOCS_LOCK)
 	@touch $@
 
 docs: $(DOCS_STAMP)  ## build the site of the documents, strictly: build/site/index.html
-	@$(MKDOCS) build --strict --quiet && echo "The site is build/site/index.html."
+	@$(MKDOCS) build --strict && echo "The site is build/site/index.html."
 
 docs-serve: $(DOCS_STAMP)  ## show the site while you write: http://127.0.0.1:8000
 	@$(MKDOCS) serve

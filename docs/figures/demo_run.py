@@ -5,11 +5,9 @@ Run it by `.venv/bin/python docs/figures/demo_run.py runs/demo docs/figures/demo
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from matplotlib.gridspec import GridSpec
 from longrl.datamodules.rows.question_rows import longvideo_reason_row, make_rows
 from longrl.datamodules.rows.sources import media_root_of, read_records
 from longrl.evaluation.benchmark_report import sample_card
-from longrl.evaluation.curves import find_metrics
+from longrl.evaluation.curves import find_metrics, read_metrics
 from longrl.evaluation.samples import TEST_FOLDER, read_samples
 
 RUNS = {"base": ("base model", "#bdbdbd"), "sft": ("after SFT", "#7fb3d5"), "rl": ("after GRPO", "#1f618d"),
@@ -34,8 +32,10 @@ NUM_FRAMES = 8
 def main(run: str, out: str) -> None:
     """Draws the run's curve, its accuracies, and one held-out question that GRPO learned to answer."""
     folder = Path(run)
-    figure = plt.figure(figsize=(12, 6.2), layout="constrained")
-    grid = GridSpec(2, NUM_FRAMES, figure=figure, height_ratios=(1.9, 1))
+    figure = plt.figure(figsize=(12, 6.4))
+    grid = GridSpec(
+        2, NUM_FRAMES, figure=figure, height_ratios=(2.6, 1), left=0.05, right=0.98, top=0.94, bottom=0.13, hspace=0.45
+    )
     draw_rewards(figure.add_subplot(grid[0, :3]), folder / "rl")
     draw_accuracies(figure.add_subplot(grid[0, 3:]), json.loads((folder / "results.json").read_text()))
     draw_answer([figure.add_subplot(grid[1, column]) for column in range(NUM_FRAMES)], folder)
@@ -44,10 +44,9 @@ def main(run: str, out: str) -> None:
 
 def draw_rewards(axes: Axes, run: Path) -> None:
     """Mean reward of each step's completions, and its moving average."""
-    with Path(find_metrics(run)).open() as lines:
-        rows = [row for row in csv.DictReader(lines) if row.get("reward/mean")]
-    steps = [int(row["step"]) + 1 for row in rows]
-    rewards = [float(row["reward/mean"]) for row in rows]
+    series = read_metrics(find_metrics(run))["reward/mean"]
+    steps = [step + 1 for step in series]
+    rewards = [*series.values()]
     smooth = [statistics.fmean(rewards[max(0, end - WINDOW) : end]) for end in range(1, len(rewards) + 1)]
     axes.plot(steps, rewards, color="#aed6f1", linewidth=1)
     axes.plot(steps, smooth, color="#1f618d", linewidth=2)
@@ -67,8 +66,8 @@ def draw_accuracies(axes: Axes, results: dict[str, Any]) -> None:
         axes.bar(x, heights, width, label=label, color=color)
         axes.errorbar(x, heights, [below, above], fmt="none", ecolor="#444444", elinewidth=1, capsize=2)
     axes.axhline(25, color="#888888", linestyle=":", linewidth=1)
-    axes.text(len(CATEGORIES) - 0.55, 26, "chance", color="#666666", fontsize=9, ha="right")
-    axes.set_xticks(range(len(CATEGORIES)), CATEGORIES)
+    axes.text(0.62, 26, "chance", color="#666666", fontsize=9)
+    axes.set_xticks(range(len(CATEGORIES)), [name.replace(" and ", "\nand ") for name in CATEGORIES])
     axes.set(title="held-out questions answered right, %", ylim=(0, 105))
     axes.legend(frameon=False, loc="upper left", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
@@ -91,8 +90,8 @@ def draw_answer(columns: list[Axes], folder: Path) -> None:
         axes.axis("off")
     question = " ".join(row.problem.split("\n"))
     answers = [f"{label}: {text_of(lines[run])}" for run, label in (("sft", "after SFT"), ("rl", "after GRPO"))]
-    text = "\n".join([*textwrap.wrap(question, 170), *answers])
-    columns[0].text(0, -0.25, text, transform=columns[0].transAxes, va="top", fontsize=9.5, linespacing=1.5)
+    text = "\n".join([question, "      ".join(answers)])
+    columns[0].text(0, -0.15, text, transform=columns[0].transAxes, va="top", fontsize=10.5, linespacing=1.6)
 
 
 def samples_of(folder: Path, run: str) -> dict[int, Any]:
@@ -103,12 +102,12 @@ def samples_of(folder: Path, run: str) -> dict[int, Any]:
 
 def is_right(line: Any) -> bool:
     """Whether the question was answered right."""
-    return line["score"] == 1
+    return line["correct"][0]
 
 
 def text_of(line: Any) -> str:
-    """The answer in one line."""
-    return line["completions"][0].replace("\n", " ")
+    """What stands in the answer's tags."""
+    return line["filtered_resps"][0]
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def text(x: float, y: float, words: str, *, size: int = 14, fill: str = INK, anc
 
 
 def draw(plan: Mapping[str, Any]) -> str:
-    """The figure: a bar for each phase, as high as it needs memory and, but for `DRAWN_WIDER`, as wide as it takes time."""
+    """The figure: a bar for each phase, as high as its memory and, but for `DRAWN_WIDER`, as wide as its time."""
     capacity = plan["hardware"]["memory_gib"]
     times = {phase: sum(plan["times_s"][name] for name in names) for phase, names in PHASES.items()}
     longest = sum(seconds for phase, seconds in times.items() if phase not in DRAWN_WIDER)

@@ -16,6 +16,8 @@ STARTED = time.monotonic()
 WARNINGS = (
     "LightningCLI's args parameter",  # it takes no part of a command line
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # its own affair
+    r"It is recommended to use `self\.log\('[^']*', \.\.\., sync_dist=True\)`",  # our means are of all ranks already
+    r"`torch\.distributed\.reduce_op` is deprecated",  # vLLM's affair
     r"Total length of `\w+` across ranks is zero",  # of loaders for validation: most runs have none
 )
 """How warnings of libraries begin that tell a user nothing."""
@@ -30,6 +32,7 @@ LINES = {
     "lightning.fabric.utilities.seed": ("Seed set to",),
     "lightning.fabric.utilities.rank_zero": ("Seed set to",),
     "lightning.pytorch.accelerators.cuda": ("LOCAL_RANK:",),
+    "vllm.triton_utils.importing": ("Triton is installed, but doesn't include CPU backend",),
     "huggingface_hub.utils._http": ("Retrying in",),  # the line before says why
 }
 """Logger -> how its lines begin that tell a user nothing."""

@@ -29,7 +29,6 @@ from longrl.commands import run_config
 from longrl.commands.closing import end_of_fit, longrl, say_end
 from longrl.commands.failures import keep_tracebacks_in
 from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
-from longrl.commands.parsers import RunParser
 from longrl.commands.ranks import cluster_plugins, is_first_rank
 from longrl.commands.renamed import MOVED
 from longrl.commands.resuming import last_good_checkpoint
@@ -42,7 +41,8 @@ from longrl.commands.run_folders import (
     checkpoint_folder,
     has_traces,
 )
-from longrl.commands.run_loggers import WandbMode, make_loggers
+from longrl.commands.run_loggers import WandbMode, check_tensorboard, make_loggers, with_csv
+from longrl.commands.run_parser import RunParser
 from longrl.commands.run_settings import SHOWN_BY_DATA, read_settings, tell_differences, with_run_config
 from longrl.commands.run_trust import CHECKPOINT_HELP, CHECKPOINT_OPTION, OPTION, TRUST_HELP
 from longrl.commands.saved_config import SaveRunConfig
@@ -159,9 +159,9 @@ class LongRLCLI(LightningCLI):
         )
         parser.add_argument(OPTION, type=bool, default=False, help=f"validate, test, predict: {TRUST_HELP}")
         parser.add_argument(CHECKPOINT_OPTION, type=bool, default=False, help=CHECKPOINT_HELP)
-        parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases as well")
-        parser.add_argument("--wandb_project", type=str, default="longrl")
-        parser.add_argument("--tensorboard", type=bool, default=False, help="log to run_dir/tensorboard as well")
+        parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases beside CSV")
+        parser.add_argument("--wandb_project", type=str, default="longrl", help="project that --wandb logs to")
+        parser.add_argument("--tensorboard", type=bool, default=False, help="log to run_dir/tensorboard beside CSV")
         parser.add_argument(
             "--view",
             type=View,
@@ -207,6 +207,7 @@ class LongRLCLI(LightningCLI):
         if not is_there:  # made only if nothing speaks against the run
             self.lock_run(run_dir)
         trainer = self._get(self.config, "trainer")
+        check_tensorboard(trainer.get("logger"))
         if any(map(run_config.is_rollout_callback, run_config.callback_list(trainer))):
             raise ValueError(MOVED)
         by_batch = "data.prompts_per_batch and model.max_tokens_per_micro_batch"
@@ -271,8 +272,11 @@ class LongRLCLI(LightningCLI):
         if isinstance(strategy, str) and "." in strategy:  # a class path without options is a string to jsonargparse
             module, _, name = strategy.rpartition(".")
             kwargs.setdefault("strategy", getattr(importlib.import_module(module), name)())
-        if self._get(self.config_init, "trainer.logger", True) in (None, True):
+        given = self._get(self.config_init, "trainer.logger", True)
+        if given in (None, True):
             kwargs.setdefault("logger", self._loggers())
+        elif given:
+            kwargs.setdefault("logger", with_csv(given, self._get(self.config_init, "run_dir"), self.subcommand))
         plugins = self._get(self.config_init, "trainer.plugins") or []
         kwargs.setdefault("plugins", [*plugins, *cluster_plugins(plugins), AtomicCheckpointIO()])
         listed = run_config.callback_list(self._get(self.config_init, "trainer"))

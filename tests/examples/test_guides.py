@@ -44,7 +44,7 @@ def test_plans_print_what_the_page_shows(tmp_path, monkeypatch, capsys):
     (tmp_path / "lengths.txt").write_text(lengths)
     asynchronous = asynchronous.replace("lengths.txt", str(tmp_path / "lengths.txt"))
     for command, shown in ((plan, of_plan), (asynchronous, of_asynchronous)):
-        main(shlex.split(command.removeprefix("python -m longrl ")))
+        main(shlex.split(command.replace("\\\n", "").removeprefix("python -m longrl ")))
         printed = capsys.readouterr().out
         assert [line for line in shown.splitlines() if line not in printed] == []
 
