@@ -9,7 +9,6 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import patch
 
@@ -18,6 +17,7 @@ from jsonargparse import ArgumentParser
 
 from longrl.commands.help_text import (
     WIDTH,
+    Option,
     files_by_class,
     first_sentence,
     import_classes,
@@ -35,7 +35,6 @@ HEADS: Mapping[str, Mapping[str, Any]] = yaml.safe_load(files(__package__).joinp
 """Command -> sentence, usage, examples and common options."""
 NEEDED = {"replay": ["record"], "report": ["run"], "compare": ["a", "b"], "pipeline": ["split"]}
 """What a command wants before it makes its parser, or none."""
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def main() -> None:
@@ -69,13 +68,13 @@ def pages_of(command: str) -> dict[str, str]:
     """A command's own page, and its sections that it shares with others."""
     if command == "diffusion":
         return {command: head(command)}
-    parser = parser_of(command)
+    options = options_of(parser_of(command))
     prefix = "diffusion_" if command.startswith("diffusion ") else ""
     shared = {}
-    own = [head(command, parser)]
-    named = files_by_class(CONFIGS)
-    known = known_classes(parser, named)
-    parts = sections_of(parser) | ({"classes": render_classes(known, named)} if known else {})
+    own = [head(command, options)]
+    named = files_by_class()
+    known = known_classes(options, named)
+    parts = sections_of(options) | ({"classes": render_classes(known, named)} if known else {})
     for group, text in parts.items():
         name = next((name for name in (prefix + group, group) if name in SECTIONS.get(command, ())), None)
         if name is None:
@@ -105,13 +104,13 @@ def _stop_with(parser: ArgumentParser, *args: Any, **options: Any) -> NoReturn:
     raise _Ready(parser)
 
 
-def head(command: str, parser: ArgumentParser | None = None) -> str:
+def head(command: str, options: Sequence[Option] = ()) -> str:
     """The first screen: what the command does, how it is called, an example, and what most people set."""
     texts = HEADS[command]
     lines = [f"usage: {texts['usage']}", "", *textwrap.wrap(texts["says"], WIDTH), "", "example:"]
     lines += [f"  {line}" for line in texts["example"].splitlines()]
-    if parser is not None and "common" in texts:
-        known = {option.name.removeprefix("--"): option for option in options_of(parser)}
+    if "common" in texts:
+        known = {option.name.removeprefix("--"): option for option in options}
         missing = [name for name in texts["common"] if name not in known]
         if missing:
             raise ValueError(f"help_heads.yaml has {missing} in `common` of {command}, which has no such options")
