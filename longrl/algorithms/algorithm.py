@@ -38,8 +38,10 @@ class LossOutput:
 class Algorithm:
     """An RL objective; the defaults are GRPO without KL. `configs/algorithm/` has one file per paper.
 
-    L = sum over tokens of weight * (correction * surrogate(logp, old, advantage) + kl_coef * kl(logp, reference)
-    - entropy_coef * entropy), where the second term is missing if the KL penalty is taken off the reward instead.
+        L = sum over tokens of weight * (correction * surrogate(logp, old, advantage)
+                                         + kl_coef * kl(logp, reference) - entropy_coef * entropy)
+
+    The second term is missing if the KL penalty is taken off the reward instead.
 
     In YAML a function is its import path or `file.py:function`, and one with settings a `class_path` with `init_args`.
     What a function needs of the run it says itself (longrl/algorithms/needs.py).

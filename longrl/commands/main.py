@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 
+from longrl.commands.aliases import without_aliases
+from longrl.commands.console import quiet_libraries, speak
 from longrl.commands.failures import keep_tracebacks_in, tell_error
 from longrl.commands.renamed import current_arguments
+from longrl.commands.shipped_paths import with_shipped_files
 from longrl.commands.show_help import asks_for_class, asks_for_help, command_of, help_page, show
 from longrl.io.functions import search_working_folder
 from longrl.io.processes import end_with_parent
 from longrl.io.stop_signals import StopRun, ignore_signals, interruptible
+
+logger = logging.getLogger(__name__)
 
 TRAINER_COMMANDS = {
     "fit": "train by SFT, by pairs of answers or by RL",
@@ -38,6 +44,9 @@ OTHER_COMMANDS = {
     ),
     "report": ("longrl.commands.report", "curves, alerts and samples of training runs, side by side, as HTML"),
     "replay": ("longrl.commands.replay", "where the first number of a step that was left out is not finite"),
+    "recipes": ("longrl.commands.recipes", "configs, launch scripts and prompts that ship: list, show, copy"),
+    "init": ("longrl.commands.init", "write a folder to start from: configs, records, a reward, the next commands"),
+    "doctor": ("longrl.commands.doctor", "what this installation and machine can do, and what adds what is missing"),
     "demo": ("longrl.commands.demo", "the whole path on one laptop: data, SFT, RL, evaluation, report"),
     "synthetic": ("longrl.commands.synthetic", "generate long videos with known stories"),
 }
@@ -50,6 +59,8 @@ KEPT = {
     "predict": "nothing is kept of it: the same command asks again",
 }
 """What there is of a command that a signal interrupts, and how to go on."""
+SLOW_IMPORTS = frozenset((*TRAINER_COMMANDS, "evaluate", "export", "cache-features", "plan", "serve", "diffusion"))
+"""Commands that take seconds until they can say what is wrong with their options."""
 WITH_OWN_SIGNALS = ("serve",)
 """Commands whose server handles signals itself."""
 COMMAND_USAGE = "{} {} --config FILE.yaml [--config FILE.yaml ...] [--KEY VALUE ...]"
@@ -85,6 +96,7 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     end_with_parent()
     keep_tracebacks_in(None)
+    speak()
     try:
         run_command(sys.argv[1:])
     except StopRun:
@@ -96,7 +108,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run_command(args: list[str]) -> None:
     """Runs the command that `args` begins with."""
-    args = current_arguments(args)
+    args = with_shipped_files(current_arguments(without_aliases(args)))
     command = args[0] if args else "--help"
     if command in WITH_OWN_SIGNALS:
         dispatch(command, args)
@@ -107,6 +119,9 @@ def run_command(args: list[str]) -> None:
 
 def dispatch(command: str, args: list[str]) -> None:
     """Calls a command, `args` with its name first."""
+    quiet_libraries()
+    if command in SLOW_IMPORTS and "torch" not in sys.modules and not any("help" in arg for arg in args):
+        logger.info("importing torch, lightning and transformers")
     if command in ("-h", "--help"):
         sys.stdout.write(usage())
         return

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,8 +35,6 @@ class RunParts(LongRLCLI):
     ) -> None:
         self.options_class = options_class
         self.options: Any = None
-        logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # it suspects the command line of `command`
         super().__init__(
             self.module_class,
             self.data_class,

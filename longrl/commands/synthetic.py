@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
+
+from longrl.commands.closing import longrl, say_end
+
+logger = logging.getLogger(__name__)
 
 
 def main(args: Sequence[str]) -> None:
@@ -17,4 +23,9 @@ def main(args: Sequence[str]) -> None:
     parser.add_class_arguments(SyntheticConfig)
     options = parser.parse_args(list(args)).as_dict()
     out, workers = options.pop("out"), options.pop("workers")
+    logger.info("drawing and encoding videos in %d processes", workers)
     generate_videos(out, SyntheticConfig(**options), workers=workers)
+    files = {name: Path(out, f"{name}.jsonl") for name in ("train", "eval")}
+    configs = ("--config", "configs/demo/common.yaml", "--config", "configs/demo/sft.yaml")
+    following = longrl("fit", *configs, "--train", files["train"], "--init_from", "configs/demo/base")
+    say_end([f"questions: {files['train']} and {files['eval']}; videos: {Path(out, 'videos')}"], [following])

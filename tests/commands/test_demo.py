@@ -43,7 +43,7 @@ def test_files_and_commands_that_the_readme_names_exist():
 
     text = (ROOT / "README.md").read_text()
     for path in re.findall(r"--config (\S+\.yaml)", text):
-        assert path.startswith("mine") or path == "..." or (ROOT / path).is_file(), path
+        assert path.startswith(("mine", "my_run/")) or path == "..." or (ROOT / path).is_file(), path
     for path in re.findall(r"\]\((\S+?)\)", text):
         assert path.startswith("http") or (ROOT / path).exists(), path
     for command in re.findall(r"python -m longrl ([\w-]+)", text):

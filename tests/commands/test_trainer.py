@@ -1,7 +1,6 @@
 """What `fit` and its like refuse before anything is written, and how a user's mistake looks on the console."""
 
 import json
-import logging
 import sys
 
 import pytest
@@ -10,7 +9,6 @@ from lightning.pytorch import Callback
 
 from longrl.commands.main import main
 from longrl.commands.run_folders import check_checkpoints
-from longrl.commands.trainer import quiet_lightning
 from tests.runs import arguments, config, rollouts, run, text_config
 
 
@@ -221,14 +219,3 @@ def test_a_strategy_without_options_is_its_class_path(tmp_path, values):
     values["trainer"] |= {"strategy": "longrl.strategies.mr_sp.MRSPStrategy", "max_steps": 1}
     run(tmp_path / "run", values)
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_dir()  # MRSPStrategy's are sharded
-
-
-def test_what_lightning_says_in_every_run_is_left_out():
-    quiet_lightning()
-    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    said = [
-        "💡 Tip: For seamless cloud logging, try installing [litlogger]",
-        "`Trainer.fit` stopped: `max_steps=3` reached.",
-    ]
-    records = [logging.LogRecord("any", logging.INFO, "", 0, text, None, None) for text in said]
-    assert [bool(rank_zero.filter(record)) for record in records] == [False, True]

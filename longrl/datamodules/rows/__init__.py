@@ -48,6 +48,7 @@ from longrl.datamodules.rows.question_rows import (
     open_ended_row as open_ended_row,
     text_math_row as text_math_row,
 )
+from longrl.datamodules.rows.row_files import read_rows as read_rows
 from longrl.datamodules.rows.spatial_sets import vsi_bench_row as vsi_bench_row
 from longrl.datamodules.rows.temporal_sets import (
     ego_schema_hidden_row as ego_schema_hidden_row,
