@@ -132,14 +132,16 @@ def _values(action: argparse.Action, hint: Any) -> str:
         return "true or false"
     if action.choices is not None and not isinstance(action.choices, dict):
         return " or ".join(map(str, action.choices))
-    return "" if action.nargs == 0 else type_text(hint)
+    return "" if action.nargs == 0 or type(action).__name__ == "_ActionPrintConfig" else type_text(hint)
 
 
 def type_text(hint: Any) -> str:
     """A type in the words of a help page, such as `int or null`."""
     origin, args = get_origin(hint), get_args(hint)
-    if hint is None or hint is type(None):
+    if hint is type(None):
         return "null"
+    if hint is None:  # plain argparse's
+        return "text"
     if hint is bool:
         return "true or false"
     if origin in (Union, types.UnionType):
@@ -169,8 +171,10 @@ def render(option: Option) -> str:
 
 
 def plain(text: str) -> str:
-    """A description without the marks of reStructuredText, in one paragraph."""
-    return " ".join(text.replace("``", "`").split())
+    """A description as a sentence, in one paragraph and without the marks of reStructuredText."""
+    words = " ".join(text.replace("``", "`").split())
+    sentence = words[:1].upper() + words[1:]
+    return sentence if not sentence or sentence.endswith((".", "!", "?", "```")) else f"{sentence}."
 
 
 def _default_text(value: Any) -> str:

@@ -15,6 +15,7 @@ from unittest.mock import patch
 import yaml
 from jsonargparse import ArgumentParser
 
+from longrl.commands.aliases import aliases_of
 from longrl.commands.help_text import (
     WIDTH,
     Option,
@@ -31,8 +32,11 @@ from longrl.commands.main import dispatch
 from longrl.commands.parsers import ShortErrors, read_descriptions, subparsers
 from longrl.commands.show_help import SECTIONS, page_file
 
-HEADS: Mapping[str, Mapping[str, Any]] = yaml.safe_load(files(__package__).joinpath("help_heads.yaml").read_text())
+_TEXTS = yaml.safe_load(files(__package__).joinpath("help_heads.yaml").read_text())
+HEADS: Mapping[str, Mapping[str, Any]] = _TEXTS["commands"]
 """Command -> sentence, usage, examples and common options."""
+WORDS: Mapping[str, str] = _TEXTS["words"]
+"""Common option -> what it is, in the few words that a line has room for."""
 NEEDED = {"replay": ["record"], "report": ["run"], "compare": ["a", "b"], "pipeline": ["split"]}
 """What a command wants before it makes its parser, or none."""
 
@@ -114,8 +118,9 @@ def head(command: str, options: Sequence[Option] = ()) -> str:
         missing = [name for name in texts["common"] if name not in known]
         if missing:
             raise ValueError(f"help_heads.yaml has {missing} in `common` of {command}, which has no such options")
-        lines += ["", "options that most people set:"]
-        lines += [_common(f"--{name}", known[name].help) for name in texts["common"]]
+        lines += ["", "options that most people set, with their short names:"]
+        short = {option: f"--{name}" for name, option in aliases_of(command).items()}
+        lines += [_common(name, short.get(name, ""), known[name].help) for name in texts["common"]]
     if command in SECTIONS:
         takes = "rollout.engine" if "rollout" in SECTIONS[command] else "model.family"
         lines += [
@@ -127,8 +132,9 @@ def head(command: str, options: Sequence[Option] = ()) -> str:
     return "\n".join([*lines, ""])
 
 
-def _common(name: str, text: str) -> str:
-    return f"  {name:<41}{textwrap.shorten(first_sentence_of(plain(text)), WIDTH - 43, placeholder=' ...')}"
+def _common(name: str, short: str, text: str) -> str:
+    said = WORDS.get(name) or first_sentence_of(plain(text))
+    return f"  --{name:<39} {short:<14} {textwrap.shorten(said, WIDTH - 57, placeholder=' ...')}".rstrip()
 
 
 def first_sentence_of(text: str) -> str:
