@@ -130,10 +130,12 @@ def dispatch(command: str, args: list[str]) -> None:
         if page is not None:
             show(page)
             return
-    if asks_for_help(args) or asks_for_class(args):
+    if asks_for_class(args):
+        from longrl.commands.help_text import import_classes
         from longrl.commands.parsers import read_descriptions
 
         read_descriptions()
+        import_classes()
     if command in TRAINER_COMMANDS:
         from longrl.commands.trainer import LongRLCLI
 

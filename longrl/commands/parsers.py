@@ -61,6 +61,7 @@ FILLER = (
 PASSED_OVER = ("init_args", "dict_kwargs")
 """Keys of a config that stand between an option and its group."""
 MAX_DEPTH = 40
+PROG = "python -m longrl"
 
 
 class ShortErrors(ArgumentParser):
@@ -68,6 +69,11 @@ class ShortErrors(ArgumentParser):
 
     given: Sequence[str] = ()
     """The command line."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        if "prog" not in options:  # jsonargparse makes such a one for `--OPTION.help CLASS`
+            options |= {"prog": PROG, "usage": f"{PROG} COMMAND --config FILE.yaml [--KEY VALUE ...]"}
+        super().__init__(*args, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:  # type: ignore[override]
         """As that of jsonargparse."""
