@@ -70,7 +70,7 @@ def main(videos="runs/examples/videos", num_videos=64):
         answer = "the end" if observation is None else observation.responses[0].content[0]
         print(f"{turn}\n  -> {answer}")
 
-    # 2. In a rollout: the chat template writes the answers, in a process of the environment's own. Tokens that the policy
+    # 2. In a rollout: a process of its own answers, and the chat template writes what it says. Tokens that the policy
     # said are trained; those that it was shown are read alone.
     family = Qwen2_5_VLFamily("configs/demo/base", min_pixels=3136, max_pixels=3136)
     settings = EnvironmentSettings(f"{__file__}:ColourAt", {"max_looks": 1}, max_turns=3, num_workers=1)

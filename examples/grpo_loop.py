@@ -3,11 +3,12 @@
     python examples/grpo_loop.py
 
 The demo's base model describes videos and was never asked a question: to "Where is the green cross?" it describes all
-that it saw. The reward is the share of words that a completion has in common with the right answer. The model learns to
-answer, and then to look: the reward rises from 0.1 to about 0.6, where always the same position would earn 0.5.
+that it saw. The reward is how many words a completion shares with the right answer. In 60 steps it rises from 0.1 to
+about 0.6; a model that always says the same position earns 0.5.
 
-`python -m longrl fit` takes the same step. Left out here: several GPUs (MR-SP), checkpoints and resuming, vLLM, sampling
-ahead (staleness), resampling, several updates per rollout, a reference model, loader processes, skipped rows, metrics.
+`python -m longrl fit` takes the same step. Left out here: several GPUs (MR-SP), checkpoints and resuming, vLLM,
+sampling ahead (staleness), resampling, several updates per rollout, a reference model, loader processes, skipped rows,
+metrics.
 """
 
 import argparse

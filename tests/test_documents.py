@@ -14,7 +14,8 @@ DOCUMENTS = sorted(
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
 FILE = re.compile(
-    r"(?:longrl|tests|configs|bench|launch|longvideo-reason|requirements)/[\w./-]*\w\.(?:py|ya?ml|md|sh|lock|txt|sbatch)"
+    r"(?:longrl|tests|configs|bench|docs|examples|launch|longvideo-reason|requirements)"
+    r"/[\w./-]*\w\.(?:py|ya?ml|md|sh|lock|txt|sbatch)"
 )
 MODULE = re.compile(r"\blongrl(?:\.[A-Za-z_]\w*)+")
 
@@ -101,12 +102,13 @@ OF_OTHERS = {
 def known_words() -> set[str]:
     """Every word of code, configs and scripts, and of the names of files."""
     words = set()
-    for folder in ("longrl", "tests", "bench", "launch", "configs", "requirements", "longvideo-reason", ".github"):
+    folders = "longrl tests bench launch configs requirements longvideo-reason .github docs examples"
+    for folder in folders.split():
         for file in (ROOT / folder).rglob("*"):
             words.update(re.findall(r"\w+", str(file.relative_to(ROOT))))
             if file.suffix in (".py", ".yaml", ".yml", ".jinja", ".sh", ".sbatch", ".txt") and file != Path(__file__):
                 words.update(re.findall(r"\w+", file.read_text()))
-    for file in ("pyproject.toml", "Makefile"):
+    for file in ("pyproject.toml", "Makefile", "mkdocs.yml"):
         words.update(re.findall(r"\w+", (ROOT / file).read_text()))
     return words
 

@@ -6,6 +6,7 @@ the repository, as every Markdown viewer reads it; while the page is built it is
 """
 
 import ast
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -147,8 +148,17 @@ def file_page(path: str) -> str | bytes:
         return f"# {path}\n\n" + "".join(f"- [{name}]({posixpath.basename(path)}/{name})\n" for name in names)
     if path.endswith(".md"):
         return file.read_text()
+    if path.endswith(".ipynb"):
+        cells = json.loads(file.read_text())["cells"]
+        texts = [("".join(cell["source"]), cell["cell_type"] == "code") for cell in cells]
+        return "\n\n".join(fenced(text, "python") if is_code else text for text, is_code in texts)
+    return f"# {path}\n\n{fenced(file.read_text(), LANGUAGES.get(file.suffix, 'text'))}"
+
+
+def fenced(text: str, language: str) -> str:
+    """Text as a block of code, whatever fences it has itself."""
     fence = "`" * 6
-    return f"# {path}\n\n{fence}{LANGUAGES.get(file.suffix, 'text')}\n{file.read_text()}\n{fence}\n"
+    return f"{fence}{language}\n{text}\n{fence}\n"
 
 
 def examples_page() -> str:
@@ -172,7 +182,7 @@ def first_sentence(example: Path) -> str:
         return "A notebook."
     else:
         text = "\n".join(re.findall(r"^# (.*)", example.read_text(), re.MULTILINE))
-    return re.split(r"(?<=[.:])\s", text, maxsplit=1)[0].replace("\n", " ").rstrip(":")
+    return re.split(r"(?<=\.)\s|\n\n", text, maxsplit=1)[0].replace("\n", " ").rstrip(":")
 
 
 def api_modules() -> dict[str, list[str]]:
@@ -180,7 +190,8 @@ def api_modules() -> dict[str, list[str]]:
     modules: dict[str, list[str]] = {}
     for file in sorted((ROOT / "longrl").rglob("*.py")):
         path = file.relative_to(ROOT).with_suffix("")
-        if path.name.startswith("_") or not ast.get_docstring(ast.parse(file.read_text())):
+        in_package = (file.parent / "__init__.py").exists()  # else a file that a command copies
+        if path.name.startswith("_") or not in_package or not ast.get_docstring(ast.parse(file.read_text())):
             continue
         package = path.parts[1] if len(path.parts) > 2 else "longrl"
         modules.setdefault(package, []).append(".".join(path.parts))

@@ -64,6 +64,12 @@ class Scale:
     """Lines of `data`: what the demo's model is asked, and how it answers."""
 
 
+DEMO_TEMPLATES = """\
+  # The demo's model is too small to be told how to answer, and to find an option's letter: it says the wording.
+  question_template: "{problem}"
+  response_template: "<think>{reasoning}</think><answer>{option}</answer>"
+  answer_template: "<think></think><answer>{option}</answer>"
+"""
 LAPTOP = Scale(
     sft_lr="1.0e-3",
     rl_lr="4.0e-4",
@@ -74,11 +80,7 @@ LAPTOP = Scale(
     max_frames=64,
     completion_tokens=80,
     num_workers=0,
-    templates="""  # The demo's model is too small to be told how to answer, or to find an option's letter: it says the wording.
-  question_template: "{problem}"
-  response_template: "<think>{reasoning}</think><answer>{option}</answer>"
-  answer_template: "<think></think><answer>{option}</answer>"
-""",
+    templates=DEMO_TEMPLATES,
 )
 
 
@@ -131,7 +133,7 @@ def write_start(
             "--videos needs --questions, a file with a question and its answer about each video; to have questions "
             f"made by a model: python -m longrl pipeline all --videos {videos} --out data/mine"
         )
-    family = _demo_family(root) if cpu else _family(model)
+    family = _demo_family(root) if cpu else adapted_family(model)
     records = own_records(questions, videos, test_share) if questions else None
     with atomic_folder(root) as work:
         records = records or example_records(work, root)
@@ -145,7 +147,7 @@ def write_start(
 # ---------------------------------------------------------------------------------------------------------- the parts
 
 
-def _family(model: str) -> dict[str, Any]:
+def adapted_family(model: str) -> dict[str, Any]:
     """`class_path` and `init_args` of a model, with adapters on frozen bfloat16 weights."""
     import yaml
 
@@ -236,5 +238,5 @@ def _written(folder: str, records: StartRecords, cpu: bool) -> list[str]:
         "README.md": "all commands, in order",
     }
     config = Path(folder) / ("sft.yaml" if records.has_reasoning else "rl.yaml")
-    command = shlex.join(["python", "-m", "longrl", "fit", "--config", str(config)])
+    command = shlex.join(["python", "-m", "longrl", "fit", "--config", str(config), "--resume", "auto"])
     return [f"wrote {folder}:", *(f"  {name:<16}{text}" for name, text in files.items()), f"next: {command}"]

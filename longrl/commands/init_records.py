@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from random import Random
 from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS
 from longrl.datamodules.media.video import known_index
 from longrl.datamodules.rows.other_schemas import best_row_function
-from longrl.datamodules.rows.question_rows import make_rows
+from longrl.datamodules.rows.question_rows import RowFunction, make_rows
 from longrl.datamodules.rows.sources import Record, media_root_of, read_records
 from longrl.io.jsonl import write_jsonl
 from longrl.io.one_line import one_line
@@ -25,6 +23,8 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 EXAMPLE_VIDEOS = 3
 MAX_MEASURED = 50
 """Videos whose length is looked at: one pass over the packets of each."""
+MAX_SKIPPED_SHARE = 0.05
+"""`data.max_skipped_share` of the configs."""
 MAX_TOLD = 3
 MAX_CHARACTERS = 240
 
@@ -100,7 +100,7 @@ def own_records(questions: str, videos: str | None, test_share: float) -> StartR
     records = list(read_records(questions))
     row_function, rows = _read(records, media_root)
     told = [_told_fit(questions, row_function, rows)]
-    told += _told_videos([row for row in rows if isinstance(row, Row)])
+    told += _told_videos(rows)
     train, test = _parted(records, rows, test_share)
     files = {TRAIN_FILE: train} | ({TEST_FILE: test} if test else {})
     read = [row for row in rows if isinstance(row, Row)]
@@ -126,12 +126,14 @@ def own_records(questions: str, videos: str | None, test_share: float) -> StartR
 def _read(records: Sequence[Record], media_root: str) -> tuple[str | None, list[Row | ValueError]]:
     """Import path of the row function that reads most records, and its rows or errors, one for each record."""
     function, path = best_row_function(records, media_root)
-    return path, [_first_problem(make_rows([record], function, media_root)) for record in records]
+    return path, [_row_of(record, index, function, media_root) for index, record in enumerate(records)]
 
 
-def _first_problem(made: list[Row | ValueError]) -> Row | ValueError:
-    """What a record gave: its first row, or an error if all of its questions are unusable."""
-    return next((one for one in made if isinstance(one, Row)), made[0])
+def _row_of(record: Record, index: int, function: RowFunction, media_root: str) -> Row | ValueError:
+    """The first row of a record, or an error if none of its questions can be used."""
+    made = make_rows([record], lambda one, _, root: function(one, index, root), media_root)
+    no_row = ValueError(f"record {index} holds no question")
+    return next((one for one in made if isinstance(one, Row)), made[0] if made else no_row)
 
 
 def _question(row: Row | ValueError) -> str:
@@ -160,29 +162,53 @@ def _told_fit(questions: str, row_function: str | None, rows: Sequence[Row | Val
     return f"{text}; the first that is not: {one_line(str(errors[0]), MAX_CHARACTERS)}" if errors else text
 
 
-def _told_videos(rows: Sequence[Row]) -> list[str]:
-    """How many videos there are, how long they are, and which cannot be read."""
-    named = Counter(path for row in rows for path in row.videos)
-    missing = [path for path in named if not Path(path).exists()]
-    lengths: list[float] = []
-    broken: list[str] = []
-    for path in [path for path in named if path not in missing][:MAX_MEASURED]:
+@dataclass(frozen=True)
+class Videos:
+    """What the videos of rows are like."""
+
+    lengths_s: list[float]
+    """Of those that were looked at and can be read."""
+    unusable: dict[str, str]
+    """Path -> what is wrong with it."""
+
+
+def look_at_videos(paths: Sequence[str]) -> Videos:
+    """Finds the videos that are missing, and of the first ones those that cannot be read, and their lengths."""
+    unusable = {path: "the file does not exist" for path in paths if not Path(path).exists()}
+    lengths_s = []
+    for path in [path for path in paths if path not in unusable][:MAX_MEASURED]:
         try:
             index = known_index(path, DEFAULT_MEDIA_LIMITS)
         except (UnusableSample, OSError) as error:
-            broken.append(one_line(str(error), MAX_CHARACTERS))
+            unusable[path] = str(error).removeprefix(f"{path}: ")
+            continue
+        if index.missing_s:
+            unusable[path] = f"it is torn: the last {index.missing_s:.1f} s are missing"
         else:
-            lengths.append(index.end_s - float(index.starts[0]))
+            lengths_s.append(index.end_s - float(index.starts[0]))
+    return Videos(lengths_s, unusable)
+
+
+def _told_videos(rows: Sequence[Row | ValueError]) -> list[str]:
+    """How long the videos are, which cannot be used, and whether the run will put up with that."""
+    read = [row for row in rows if isinstance(row, Row)]
+    paths = list(dict.fromkeys(path for row in read for path in row.videos))
+    videos = look_at_videos(paths)
     told = []
-    if lengths:
-        of = f" (of {len(lengths)} looked at)" if len(named) > MAX_MEASURED else ""
-        middle, longest = statistics.median(lengths), max(lengths)
-        told.append(f"{len(named)} videos, {middle:.0f} s long in the median, {longest:.0f} s at most{of}")
-    if missing:
-        told.append(f"{len(missing)} videos are not there: {json.dumps(missing[:MAX_TOLD], ensure_ascii=False)}")
-    if broken:
-        told.append(f"{len(broken)} videos cannot be read and will be skipped: {'; '.join(broken[:MAX_TOLD])}")
-    without = sum(not (row.videos or row.images or row.audios) for row in rows)
+    if videos.lengths_s:
+        of = f" (of {MAX_MEASURED} looked at)" if len(paths) > MAX_MEASURED else ""
+        middle, longest = statistics.median(videos.lengths_s), max(videos.lengths_s)
+        told.append(f"{len(paths)} videos, {middle:.0f} s long in the median, {longest:.0f} s at most{of}")
+    if videos.unusable:
+        named = [f"{path}: {one_line(reason, MAX_CHARACTERS)}" for path, reason in videos.unusable.items()]
+        told += [f"{len(named)} of {len(paths)} videos cannot be used", *(f"  {text}" for text in named[:MAX_TOLD])]
+    lost = [row for row in rows if isinstance(row, ValueError) or videos.unusable.keys() & set(row.videos)]
+    if len(lost) > MAX_SKIPPED_SHARE * len(rows):
+        told.append(
+            f"{len(lost)} of {len(rows)} records cannot be used, and a run ends above data.max_skipped_share="
+            f"{MAX_SKIPPED_SHARE}: mend them, or raise it in sft.yaml and rl.yaml"
+        )
+    without = sum(not (row.videos or row.images or row.audios) for row in read)
     if without:
-        told.append(f"{without} records name no video: they are asked as text alone")
+        told.append(f"{without} of {len(rows)} records name no video: they are asked as text alone")
     return told

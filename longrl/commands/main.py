@@ -12,6 +12,7 @@ from longrl.commands.console import quiet_bars, quiet_libraries, speak
 from longrl.commands.failures import keep_tracebacks_in, tell_error
 from longrl.commands.renamed import current_arguments
 from longrl.commands.shipped_paths import with_shipped_files
+from longrl.commands.show_help import asks_for_class, asks_for_help, command_of, help_page, show
 from longrl.io.functions import search_working_folder
 from longrl.io.processes import end_with_parent
 from longrl.io.stop_signals import StopRun, ignore_signals, interruptible
@@ -19,7 +20,7 @@ from longrl.io.stop_signals import StopRun, ignore_signals, interruptible
 logger = logging.getLogger(__name__)
 
 TRAINER_COMMANDS = {
-    "fit": "train by SFT or RL: python -m longrl fit --config configs/demo/sft.yaml",
+    "fit": "train by SFT, by pairs of answers or by RL",
     "validate": "evaluate on the validation rows",
     "test": "evaluate on the test rows, with a table and a results file",
     "predict": "generate for the prediction rows",
@@ -68,9 +69,15 @@ USAGE = """usage: python -m longrl COMMAND [--config FILE.yaml ...] [--KEY VALUE
 
 Reinforcement learning for vision-language models that reason over long videos.
 
+example:
+  python -m longrl synthetic --out runs/demo/data --num_train_videos 50 --num_eval_videos 10 --fps 2
+  python -m longrl fit --config configs/demo/common.yaml --config configs/demo/sft.yaml --run_dir runs/first
+
+commands:
 {commands}
 
-`python -m longrl COMMAND --help` lists every option of a command. Several --config compose: later ones win.
+`python -m longrl COMMAND --help` lists every option of a command, `--OPTION.help CLASS` what a class takes.
+Several --config compose: later ones win, key by key, and options of the command line win over files.
 Chain two stages by --model.init_from RUN; go on with an interrupted run by the same command and --resume auto.
 An unexpected error leaves RUN/traceback.txt; with LONGRL_TRACEBACK=1 every error prints its traceback.
 """
@@ -118,7 +125,17 @@ def dispatch(command: str, args: list[str]) -> None:
         quiet_bars()
     if command in ("-h", "--help"):
         sys.stdout.write(usage())
-    elif command in TRAINER_COMMANDS:
+        return
+    if asks_for_help(args):
+        page = help_page(command_of(args))
+        if page is not None:
+            show(page)
+            return
+    if asks_for_help(args) or asks_for_class(args):
+        from longrl.commands.parsers import read_descriptions
+
+        read_descriptions()
+    if command in TRAINER_COMMANDS:
         from longrl.commands.trainer import LongRLCLI
 
         LongRLCLI.run(args)

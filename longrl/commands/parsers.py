@@ -14,19 +14,29 @@ from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
-from lightning.pytorch.cli import LightningArgumentParser
-from typing_extensions import override
 
 from longrl.commands.aliases import short_name
 from longrl.commands.failures import MAX_CHARACTERS, find_mistake
-from longrl.commands.shipped_paths import names_stay, with_names
 from longrl.io.exit_codes import MISTAKE
 from longrl.io.one_line import one_line
 from longrl.io.text_files import read_utf8
 
-# Lightning has its parsers read configs from addresses, and jsonargparse makes objects of whatever names a class where
-# any value may stand: what comes from a stranger could fetch more, and run it.
-set_parsing_settings(config_read_mode_fsspec_enabled=False, instantiate_subclass_spec_in_any=False)
+
+def distrust_values() -> None:
+    """Has parsers read no config from an address, and make no object where any value may stand.
+
+    What comes from a stranger could fetch more, and run it. Lightning allows addresses when its parser is imported.
+    """
+    set_parsing_settings(config_read_mode_fsspec_enabled=False, instantiate_subclass_spec_in_any=False)
+
+
+distrust_values()
+
+
+def read_descriptions() -> None:
+    """Has parsers that are made from now on describe fields of dataclasses; it takes longer, and only help needs it."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
 
 UNKNOWN = re.compile(
     r"(?:Option|option) '([^']+)' is not accepted|does not accept option '([^']+)'|unrecognized arguments: ([^\s=]+)"
@@ -81,18 +91,8 @@ class ShortErrors(ArgumentParser):
 
     def _option_names(self) -> list[str]:
         """Dotted names of the options, of the subcommand's where there is one."""
-        parsers = [self, *_subparsers(self, self.given)]
+        parsers = [self, *subparsers(self, self.given)]
         return [flag[2:] for parser in parsers for action in parser._actions for flag in action.option_strings]
-
-
-class RunParser(ShortErrors, LightningArgumentParser):
-    """The parser of commands that take the config of a run."""
-
-    @override
-    def dump(self, cfg: Any, *more: Any, **options: Any) -> str:
-        """A config as YAML, that holds in any working folder: what ships is called by its name."""
-        with names_stay():
-            return super().dump(with_names(cfg), *more, **options)
 
 
 def explain(message: str, given: Sequence[str], options: Iterable[str]) -> str:
@@ -246,7 +246,7 @@ def _lines_of(node: yaml.Node | None, path: list[str], depth: int) -> Iterator[i
             yield from _lines_of(value, path, depth - 1)
 
 
-def _subparsers(parser: Any, given: Sequence[str]) -> Iterator[Any]:
+def subparsers(parser: Any, given: Sequence[str]) -> Iterator[Any]:
     """The parser of the subcommand that a command line begins with."""
     for action in parser._actions:
         choices = action.choices

@@ -13,12 +13,11 @@ logger = logging.getLogger(__name__)
 
 def main(args: Sequence[str]) -> None:
     """Command line: `--out`, `--workers` and one flag per field of `SyntheticConfig`."""
-    from jsonargparse import ArgumentParser
-
+    from longrl.commands.parsers import ShortErrors
     from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 
-    text = "Generate synthetic long videos with questions."
-    parser = ArgumentParser(prog="python -m longrl synthetic", description=text)
+    text = "Generates long videos with known stories, and questions about them."
+    parser = ShortErrors(prog="python -m longrl synthetic", description=text)
     parser.add_argument("--out", type=str, required=True, help="folder to write")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw and encode")
     parser.add_class_arguments(SyntheticConfig)

@@ -29,7 +29,6 @@ from longrl.commands import run_config
 from longrl.commands.closing import end_of_fit, longrl, say_end
 from longrl.commands.failures import keep_tracebacks_in
 from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
-from longrl.commands.parsers import RunParser
 from longrl.commands.ranks import cluster_plugins, is_first_rank
 from longrl.commands.renamed import MOVED
 from longrl.commands.resuming import last_good_checkpoint
@@ -43,6 +42,7 @@ from longrl.commands.run_folders import (
     has_traces,
 )
 from longrl.commands.run_loggers import WandbMode, check_tensorboard, make_loggers, with_csv
+from longrl.commands.run_parser import RunParser
 from longrl.commands.run_settings import SHOWN_BY_DATA, read_settings, tell_differences, with_run_config
 from longrl.commands.run_trust import CHECKPOINT_HELP, CHECKPOINT_OPTION, OPTION, TRUST_HELP
 from longrl.commands.saved_config import SaveRunConfig
@@ -159,9 +159,9 @@ class LongRLCLI(LightningCLI):
         )
         parser.add_argument(OPTION, type=bool, default=False, help=f"validate, test, predict: {TRUST_HELP}")
         parser.add_argument(CHECKPOINT_OPTION, type=bool, default=False, help=CHECKPOINT_HELP)
-        parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases as well")
-        parser.add_argument("--wandb_project", type=str, default="longrl")
-        parser.add_argument("--tensorboard", type=bool, default=False, help="log to run_dir/tensorboard as well")
+        parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases beside CSV")
+        parser.add_argument("--wandb_project", type=str, default="longrl", help="project that --wandb logs to")
+        parser.add_argument("--tensorboard", type=bool, default=False, help="log to run_dir/tensorboard beside CSV")
         parser.add_argument(
             "--view",
             type=View,

@@ -5,17 +5,12 @@ import dataclasses
 import pytest
 import torch
 
+from examples.new_family.my_family import MistralFamily, SquareInternVLFamily as InternVLFamily
+from examples.new_family.tiny_models import media_inputs as internvl_inputs, tiny_internvl, tiny_mistral
 from longrl.testing import check_family
 from longrl.testing.family_check import CLAIMS, NOT_RUN
 from tests.families import FAMILIES
 from tests.models.plain_vila import PlainVila
-from tests.testing.outside_families import (
-    InternVLFamily,
-    MistralFamily,
-    internvl_inputs,
-    tiny_internvl,
-    tiny_mistral,
-)
 from tests.tiny import internvl_media_inputs, vila_media_inputs
 
 

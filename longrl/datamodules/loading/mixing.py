@@ -51,8 +51,8 @@ class DataSource:
     """Fields that each of its records gets, for sets whose files say by their names what is in them (MVBench's tasks);
     a record's own fields stay."""
     streaming: bool = False
-    """Of a hub id: read its records as they arrive, in place of storing the set first. Rows are kept in memory, and what
-    they hold of media is written below `media_root`, so that every epoch and a resumed run read the same."""
+    """Of a hub id: read its records as they arrive, in place of storing the set first. Rows stay in memory, and their
+    media are written below `media_root`, so that every epoch and a resumed run read the same."""
     max_records: int | None = None
     """Read only so many records, the first ones: a streamed set is not fetched any further."""
 

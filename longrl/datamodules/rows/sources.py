@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +77,17 @@ def stream_records(source: str, max_records: int | None = None) -> Iterator[Reco
         )
     if "[" in (hub["split"] or ""):
         raise ValueError(f"a streamed split has no slices, got {source!r}; give max_records in place of the slice")
-    number = -1
+    count = 0
     try:
-        for number, record in enumerate(_stream_hub(hub["name"], hub["config"], hub["split"] or "train", max_records)):
+        for record in _stream_hub(hub["name"], hub["config"], hub["split"] or "train", max_records):
+            count += 1
             yield record
     except Exception as error:  # the library raises many kinds, and those of the network
         raise ValueError(
-            f"the data set {source!r} could not be streamed from record {number + 1} on: {_one_line(error)}; check the "
+            f"the data set {source!r} could not be streamed from record {count} on: {_one_line(error)}; check the "
             "name and the network, or read it without streaming, which keeps a copy"
         ) from error
-    if number < 0:
+    if not count:
         raise ValueError(f"{source} holds no record; give a source with at least one")
 
 
@@ -180,7 +182,7 @@ def _stream_hub(name: str, config: str | None, split: str, max_records: int | No
 
     rows = datasets.load_dataset(name, config, split=split, streaming=True)
     rows = rows.decode(False)  # videos, images and sounds as they are stored
-    yield from rows if max_records is None else rows.take(max_records)
+    yield from islice(rows, max_records)  # `take` of the library asks for one batch more
 
 
 def _undecoded(feature: Any) -> Any:
