@@ -15,13 +15,18 @@ STAMP := $(VENV)/.stamp
 VLLM_STAMP := $(VENV)/.vllm-stamp
 # Links to the FFmpeg in PyAV's wheel, for torchcodec: it has none of its own.
 FFMPEG := $(VENV)/ffmpeg
+# Small, and of other versions than cpu.lock: the site is built without importing longrl.
+DOCS_LOCK := requirements/docs.lock
+DOCS_VENV := $(VENV)/docs
+DOCS_STAMP := $(DOCS_VENV)/.stamp
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs
 HALF_MADE := $(VENV)/.half-made
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test documents lint ruff mypy layers format lock clean
+.PHONY: help env demo test documents docs docs-serve lint ruff mypy layers format lock clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP)  ## create or update .venv (PYTHON=python3.12 chooses the interpreter)
 
@@ -35,7 +40,7 @@ $(STAMP): $(LOCK) pyproject.toml
 	@mkdir -p $(VENV) && touch $(HALF_MADE)
 	@echo "Installing $(LOCK) into $(VENV); the first time takes a few minutes ..."
 	@[ -x $(PY) ] || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r $(LOCK)
+	@$(PY) requirements/install.py -r $(LOCK)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@site="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
 	rm -f "$$site/longrl_startup.pth"; cp longrl/torchvision_ops.py "$$site/torchvision_beside_cpu.py"; \
@@ -49,7 +54,7 @@ demo: env  ## train and evaluate a small model on generated videos, report in ru
 # --no-deps: see the lock file. It names no package on other systems than Linux on x86-64; there the tests are skipped.
 $(VLLM_STAMP): $(VLLM_LOCK) $(STAMP)
 	@echo "Installing $(VLLM_LOCK) for the tests of rollouts by vLLM ..."
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r $(VLLM_LOCK)
+	@$(PY) requirements/install.py --no-deps -r $(VLLM_LOCK)
 	@touch $@
 
 test: env $(VLLM_STAMP)  ## run the tests (PYTEST_ARGS="tests/test_x.py -k word" to choose)
@@ -57,6 +62,17 @@ test: env $(VLLM_STAMP)  ## run the tests (PYTEST_ARGS="tests/test_x.py -k word"
 
 documents: env  ## check the links and names in the documents
 	$(PY) -m pytest -n 0 tests/test_documents.py
+
+$(DOCS_STAMP): $(DOCS_LOCK)
+	@[ -x $(DOCS_VENV)/bin/python ] || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $(DOCS_LOCK)
+	@touch $@
+
+docs: $(DOCS_STAMP)  ## build the site of the documents, strictly: build/site/index.html
+	@$(MKDOCS) build --strict && echo "The site is build/site/index.html."
+
+docs-serve: $(DOCS_STAMP)  ## show the site while you write: http://127.0.0.1:8000
+	@$(MKDOCS) serve
 
 lint: ruff mypy layers  ## check style, layout, types and the direction of imports
 

@@ -551,11 +551,15 @@ class SamplingParams:
     """
 
     num_generations: int = 8
+    """Completions of each prompt: the group within which RL compares them. At least 2 where advantages are relative."""
     max_completion_tokens: int = 1024
+    """Tokens after which a completion is cut off; over all turns where an environment answers."""
     temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token. 1.0 is usual in RL: below it the policy explores less."""
     top_p: float = 1.0
+    """Draw from the likeliest tokens whose probabilities sum to this; 1.0 draws from all, as is usual in RL."""
     top_k: int = 0
-    """0 switches it off."""
+    """Draw from this many of the likeliest tokens; 0 draws from all, as is usual in RL."""
 
     def __post_init__(self) -> None:
         if self.num_generations < 1 or self.max_completion_tokens < 1:

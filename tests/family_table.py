@@ -1,4 +1,4 @@
-"""`python -m tests.family_table`: README's table of families, from the marks of the tests that are there.
+"""`python -m tests.family_table`: the table of families (docs/families.md), from the marks of the tests that are there.
 
 A tick is a test that pytest collects and that says which cell it proves (tests/families.py); without the test, no tick.
 `--list` names the tests of every cell. It takes vLLM to collect all of them.
@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+DOCUMENT = ROOT / "docs" / "families.md"
 BEGIN = "<!-- families: python -m tests.family_table writes what is between these two lines -->"
 END = "<!-- end of families -->"
 Proofs = dict[tuple[str, str], list[str]]
@@ -63,21 +63,21 @@ def table(proofs: Proofs) -> str:
 
 
 def filled(readme: str, proofs: Proofs) -> str:
-    """README with the table between its two marks."""
+    """The page with the table between its two marks."""
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
-    assert after, f"README.md lacks {BEGIN!r} or {END!r}"
+    assert after, f"docs/families.md lacks {BEGIN!r} or {END!r}"
     return f"{before}{BEGIN}\n{table(proofs)}\n{END}{after}"
 
 
 def main() -> None:
-    """Writes the table into README.md, or lists what stands behind it."""
+    """Writes the table into docs/families.md, or lists what stands behind it."""
     parser = argparse.ArgumentParser(prog="python -m tests.family_table", description=__doc__)
     parser.add_argument("--list", action="store_true", help="name the tests of every cell, and write nothing")
     options = parser.parse_args()
     proofs = collected()
     if not options.list:
-        README.write_text(filled(README.read_text(), proofs))
+        DOCUMENT.write_text(filled(DOCUMENT.read_text(), proofs))
         return
     for (name, claim), tests in sorted(proofs.items()):
         functions = dict.fromkeys(re.sub(r"\[.*", "", test) for test in tests)

@@ -589,11 +589,12 @@ def test_choosing_an_objective_on_pairs_is_that_and_nothing_of_the_recipes_own(p
 
 
 def test_the_flags_of_the_documents_go_together_with_a_callback_more(tmp_path):
-    """Every flag of a run that README and launch/README name, but those that stand for another machine or model."""
-    text = "".join((ROOT / name).read_text() for name in ("README.md", "launch/README.md")).replace("\\\n", " ")
+    """Every flag of a run that the documents name, but those that stand for another machine or model."""
+    documents = ("README.md", "docs/how_to.md", "docs/algorithms.md", "launch/README.md")
+    text = "".join((ROOT / name).read_text() for name in documents).replace("\\\n", " ")
     text = re.sub(r"python -m lmms_eval [^`\n]*", "", text)  # its flags are not ours
     flags = dict(re.findall(r"(--(?:rollout|model|data|trainer)[\w.]*) ([^\s`|)\]]+)", text))
-    flags = {name: value for name, value in flags.items() if not name.endswith(".help")}
+    flags = {name: value for name, value in flags.items() if not name.endswith(".help") and "NAME" not in value}
     flags |= {"--rollout.engine": "longrl.engines.server.VLLMServerEngine"}
     flags |= {name: str(ROOT / value) for name, value in flags.items() if value.startswith("configs/")}
     (tmp_path / "my_sapo.py").write_text("def sapo(tokens, clip_low, clip_high):\n    return tokens\n")

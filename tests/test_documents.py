@@ -14,7 +14,8 @@ DOCUMENTS = sorted(
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
 FILE = re.compile(
-    r"(?:longrl|tests|configs|bench|examples|launch|longvideo-reason|requirements)/[\w./-]*\w\.(?:py|ya?ml|md|sh|lock|txt|sbatch)"
+    r"(?:longrl|tests|configs|bench|docs|examples|launch|longvideo-reason|requirements)"
+    r"/[\w./-]*\w\.(?:py|ya?ml|md|sh|lock|txt|sbatch)"
 )
 MODULE = re.compile(r"\blongrl(?:\.[A-Za-z_]\w*)+")
 
@@ -67,6 +68,27 @@ def test_modules_that_are_named_exist(document):
     assert sorted(module for module in named if not exists(module)) == []
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_lists_and_tables_stand_behind_an_empty_line(document):
+    """The site's Markdown takes them for text otherwise, and a list in a list if it is indented by less than 4."""
+    prose = re.sub(r"^ *(```+|~~~+).*?^ *\1 *$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    behind_text = re.findall(r"^(?![-*#|<> ]|\d+\. ).+\n(?=[-*] |\d+\. |\|)", prose, re.MULTILINE)
+    nested = re.findall(r"^ {1,3}(?:[-*]|\d+\.) .*", prose, re.MULTILINE)
+    assert behind_text + nested == []
+
+
+def test_the_nav_of_the_site_names_every_page():
+    nav = set(re.findall(r"^ +- (?:[^:\n]+: )?([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert sorted(pages - nav) == []
+
+
+def test_the_index_of_decisions_names_every_decision():
+    folder = ROOT / "docs" / "decisions"
+    listed = LINK.findall((folder / "index.md").read_text())
+    assert sorted(listed) == sorted(path.name for path in folder.glob("*.md") if path.name != "index.md")
+
+
 IDENTIFIER = re.compile(r"(?<![\w.])[A-Za-z_]\w{3,}")
 OF_OTHERS = {
     "CUDA_VISIBLE_DEVICES", "MODEL_SEQ_LEN", "SPLIT_THINK", "accelerate", "cu_seqlens", "data_parallel_size",
@@ -80,23 +102,13 @@ OF_OTHERS = {
 def known_words() -> set[str]:
     """Every word of code, configs and scripts, and of the names of files."""
     words = set()
-    folders = (
-        "longrl",
-        "tests",
-        "bench",
-        "examples",
-        "launch",
-        "configs",
-        "requirements",
-        "longvideo-reason",
-        ".github",
-    )
-    for folder in folders:
+    folders = "longrl tests bench launch configs requirements longvideo-reason .github docs examples"
+    for folder in folders.split():
         for file in (ROOT / folder).rglob("*"):
             words.update(re.findall(r"\w+", str(file.relative_to(ROOT))))
             if file.suffix in (".py", ".yaml", ".yml", ".jinja", ".sh", ".sbatch", ".txt") and file != Path(__file__):
                 words.update(re.findall(r"\w+", file.read_text()))
-    for file in ("pyproject.toml", "Makefile"):
+    for file in ("pyproject.toml", "Makefile", "mkdocs.yml"):
         words.update(re.findall(r"\w+", (ROOT / file).read_text()))
     return words
 

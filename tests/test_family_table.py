@@ -1,4 +1,4 @@
-"""README's table of families is what the tests prove."""
+"""The table of families (docs/families.md) is what the tests prove."""
 
 import subprocess
 import sys
@@ -6,18 +6,18 @@ import sys
 import pytest
 
 from tests.families import CLAIMS, FAMILIES, cell, every, proves
-from tests.family_table import README, ROOT, filled, table
+from tests.family_table import DOCUMENT, ROOT, filled, table
 
 EVERYTHING = {(name, claim): ["a test"] for name in FAMILIES for claim in CLAIMS}
 
 
 @pytest.mark.vllm  # a column is proved by tests that are collected only beside it
 @pytest.mark.slow
-def test_the_readmes_table_is_what_the_tests_prove():
+def test_the_table_is_what_the_tests_prove():
     """In a process of its own: collecting within a test would share its plugins."""
     check = (
-        "from tests.family_table import README, collected, filled\n"
-        "found = README.read_text()\n"
+        "from tests.family_table import DOCUMENT, collected, filled\n"
+        "found = DOCUMENT.read_text()\n"
         "assert found == filled(found, collected()), 'run python -m tests.family_table'"
     )
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, text=True, capture_output=True, timeout=300)
@@ -36,12 +36,12 @@ def test_text_has_no_features_to_cache():
     assert "| Llama 3 text | yes | yes | yes | yes | yes | yes | - | yes | yes |" in table(EVERYTHING)
 
 
-def test_the_rest_of_the_readme_stays():
-    readme = README.read_text()
-    again = filled(readme, EVERYTHING)
+def test_the_rest_of_the_page_stays():
+    page = DOCUMENT.read_text()
+    again = filled(page, EVERYTHING)
     assert filled(again, EVERYTHING) == again
-    assert again.split("<!--")[0] == readme.split("<!--")[0]
-    assert again.split("-->")[-1] == readme.split("-->")[-1]
+    assert again.split("<!--")[0] == page.split("<!--")[0]
+    assert again.split("-->")[-1] == page.split("-->")[-1]
 
 
 def test_marks_name_families_and_claims_that_there_are():

@@ -38,8 +38,10 @@ class LossOutput:
 class Algorithm:
     """An RL objective; the defaults are GRPO without KL. `configs/algorithm/` has one file per paper.
 
-    L = sum over tokens of weight * (correction * surrogate(logp, old, advantage) + kl_coef * kl(logp, reference)
-    - entropy_coef * entropy), where the second term is missing if the KL penalty is taken off the reward instead.
+        L = sum over tokens of weight * (correction * surrogate(logp, old, advantage)
+                                         + kl_coef * kl(logp, reference) - entropy_coef * entropy)
+
+    The second term is missing if the KL penalty is taken off the reward instead.
 
     In YAML a function is its import path or `file.py:function`, and one with settings a `class_path` with `init_args`.
     What a function needs of the run it says itself (longrl/algorithms/needs.py).
@@ -57,17 +59,18 @@ class Algorithm:
     """
 
     advantage: FunctionOrPath[Advantage] = group_normalized
-    """The worth of a completion: advantages.py."""
+    """What a completion is worth beside the others of its group; docs/algorithms.md lists the functions."""
     surrogate: FunctionOrPath[Surrogate] = losses.clipped
-    """The loss of a token: losses.py, as are the weights and KL estimators."""
+    """The loss of a token from its log-probabilities and its advantage: the clipped one is PPO's and GRPO's."""
     token_weights: FunctionOrPath[TokenWeights] = losses.sequence_mean
-    """How much a token counts."""
+    """How much each token counts in the loss: a mean over each completion, or over all tokens of the step (DAPO)."""
     select: FunctionOrPath[Selection] = keep_all
-    """Which groups train: advantages.py."""
+    """Which groups train: all, or only those whose rewards differ (`longrl.algorithms.drop_uniform`, DAPO's dynamic
+    sampling)."""
     kl: FunctionOrPath[Estimator] = losses.k3
     """Estimator of the distance to the reference policy."""
     kl_coef: float = 0.0
-    """0 needs no reference policy."""
+    """Weight of the KL penalty to the policy that the run began with; 0 has none and loads no reference weights."""
     kl_placement: Literal["loss", "reward"] = "loss"
     """`loss`: a term with its own gradient. `reward`: taken off the rewards before the advantage, at the old policy."""
     kl_control: KLControl | None = None
@@ -80,9 +83,9 @@ class Algorithm:
     entropy_control: EntropyControl | None = None
     """Moves the entropy coefficient after each rollout, from `entropy_coef` on; None leaves it."""
     clip_low: float = 0.2
-    """The ratio is clipped below 1 - clip_low."""
+    """The ratio of new to old probability is clipped below 1 - clip_low."""
     clip_high: float = 0.2
-    """The ratio is clipped above 1 + clip_high."""
+    """The ratio is clipped above 1 + clip_high; a larger one than clip_low (0.28 in DAPO) keeps entropy up."""
     correction: FunctionOrPath[Correction] = corrections.no_correction
     """Importance weights between the engine that sampled and the trainer: corrections.py."""
     correction_cap: float = 2.0

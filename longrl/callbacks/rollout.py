@@ -316,6 +316,7 @@ class RolloutCallback(Callback):
     def _compare(self, module: PolicyModule, prompts: Sequence[Prompt], step: int) -> None:
         """Before the first rollout: does the engine sample from the model that is trained?"""
         self._is_compared = True
+        logger.info("comparing the engine's log-probabilities with the trainer's on the first batch")
         with module.phases("encode"):
             features = module.features.get_or_encode(module.model, prompts)
         self._steps.sync(module, step)

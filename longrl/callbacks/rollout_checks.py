@@ -243,8 +243,8 @@ def compare_engine(
     with module.trainer.precision_plugin.forward_context():
         logp = module.score(module.policy, prompts, completions, features, temperature=1.0)  # [N]
     mismatch = Mismatch(engine_logps(completions), logp.cpu())
-    for name, value in mismatch.metrics().items():
-        logger.info("engine against trainer before the first step: %s %.2e", name, value)
+    figures = ", ".join(f"{name} {value:.2e}" for name, value in mismatch.metrics().items())
+    logger.info("log-probabilities of engine and trainer before the first step differ by: %s", figures)
     check_mismatch(mismatch, prompts, completions, max_mismatch)
 
 

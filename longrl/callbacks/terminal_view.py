@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import logging
 import os
 import statistics
 import sys
@@ -16,14 +17,19 @@ from rich.console import Console
 from rich.text import Text
 from typing_extensions import override
 
+from longrl.callbacks.evaluation_bar import EvaluationBar, batch_count, metrics_line
 from longrl.callbacks.live_display import LiveDisplay
 from longrl.callbacks.run_watch import RunWatch
-from longrl.evaluation.screen import BUSY, Progress, Sample, plain_line, screen
+from longrl.evaluation.screen import BUSY, Progress, Sample, plain_line, sample_lines, screen
 from longrl.io.pulse import PULSE
 from longrl.io.stop_signals import current_signals
 from longrl.modules.trained import TrainedModule
 from longrl.turns import turns_text
 
+logger = logging.getLogger(__name__)
+
+LINE_EVERY = 10
+"""Steps between two lines at the most, in a run that logs less often."""
 ViewMode = Literal["auto", "live", "plain"]
 SPEED_OF = 20
 """Steps whose median is the speed: one that validates or saves does not count."""
@@ -37,18 +43,19 @@ class TerminalView(ProgressBar):
 
     Args:
         mode: `live` draws a screen, `plain` writes lines, for logs; `auto` is live where the output is a terminal.
-        every_n_steps: optimizer steps between two plain lines.
+        every_n_steps: optimizer steps between two plain lines; None writes one for each step that is logged
+            (`trainer.log_every_n_steps`), and at least one every 10 steps.
         console: where it is drawn; None is the standard output.
     """
 
     def __init__(
         self,
         mode: ViewMode = "auto",
-        every_n_steps: int = 10,
+        every_n_steps: int | None = None,
         console: Console | None = None,
     ) -> None:
         super().__init__()
-        if every_n_steps < 1:
+        if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps of TerminalView must be at least 1, got {every_n_steps}")
         self.mode = mode
         self.every_n_steps = every_n_steps
@@ -65,6 +72,8 @@ class TerminalView(ProgressBar):
         self._seconds: collections.deque[float] = collections.deque(maxlen=SPEED_OF)
         self._end_of_last = 0.0
         self._sample: Sample | None = None
+        self._bar: EvaluationBar | None = None
+        """Of a command that does not train."""
         self._evaluated = ""
         """How far a validation under way is."""
 
@@ -96,6 +105,11 @@ class TerminalView(ProgressBar):
         self._step = trainer.global_step
         self._total = total_steps(trainer, pl_module)
         self._end_of_last = time.perf_counter()
+        if self.every_n_steps is None:
+            logged_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning does not declare it
+            self.every_n_steps = min(logged_every, LINE_EVERY) or LINE_EVERY
+        if self._is_enabled:
+            logger.info("%s", start_line(trainer, self._total))
         if self._is_enabled and self._is_live():
             self._display = LiveDisplay(self._picture, self._console)
             self._display.start()
@@ -125,13 +139,20 @@ class TerminalView(ProgressBar):
             self._seconds.append(seconds / (self._step - before))
         self._end_of_last = now
         self._read(trainer, batch)
+        is_first = before == 0
+        if is_first and self._step > before and self._sample is not None:
+            self._write_sample(self._sample)
         if self._display is not None:
             return
-        every = self.every_n_steps
-        is_first = before == 0
+        every = self.every_n_steps or LINE_EVERY
         is_last = self._total is not None and self._step >= self._total
         if self._step > before and (is_first or is_last or self._step // every > before // every):
             _write_line(plain_line(self.progress()))
+
+    def _write_sample(self, sample: Sample) -> None:
+        """The first completion, in words: whether prompt and format are as meant shows before hours have passed."""
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        _write_line("\n".join(sample_lines(sample, encoding)))
 
     def _read(self, trainer: Trainer, batch: Any) -> None:
         """Takes over what this step logged, and a sample of it."""
@@ -156,12 +177,68 @@ class TerminalView(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._evaluated = f"validation {batch_idx + 1}"
+        total = batch_count(trainer.num_val_batches)
+        self._evaluated = f"validation {batch_idx + 1}" + (f"/{total}" if total else "")
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._evaluated = ""
         self._end_of_last = time.perf_counter()
+        if self._bar is not None:
+            self._stop_bar(trainer, "val/")
+        elif self._is_enabled and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            start = f"validation at step {trainer.global_step}"
+            _write_line(metrics_line(start, _metrics_of(trainer, "val/")))
+
+    # -- commands that do not train ------------------------------------------------------------------------------
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._start_bar("validation", batch_count(trainer.num_val_batches))
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start_bar("test", batch_count(trainer.num_test_batches))
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start_bar("predict", batch_count(trainer.num_predict_batches))
+
+    @override
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.advance()
+
+    @override
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.advance()
+
+    @override
+    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.advance()
+
+    @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_bar(trainer, "test/")
+
+    @override
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_bar(trainer, "predict/")
+
+    def _start_bar(self, name: str, total: int | None) -> None:
+        if self._is_enabled:
+            self._bar = EvaluationBar(name, total, self._is_live(), _write_line, self._console)
+
+    def _stop_bar(self, trainer: Trainer, prefix: str) -> None:
+        if self._bar is not None:
+            bar = self._bar
+            self._bar = None
+            bar.stop(_metrics_of(trainer, prefix))
+
+    # -- the end -------------------------------------------------------------------------------------------------
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -176,6 +253,10 @@ class TerminalView(ProgressBar):
         self._stop()
 
     def _stop(self) -> None:
+        if self._bar is not None:
+            bar = self._bar
+            self._bar = None
+            bar.stop()
         if self._display is None:
             return
         display = self._display
@@ -214,6 +295,21 @@ class TerminalView(ProgressBar):
         width, height = console.size
         # A line less than there are: the cursor stands in one.
         return screen(self.progress(), width, height - 1, console.encoding)
+
+
+def start_line(trainer: Trainer, total: int | None) -> str:
+    """What begins: steps, devices, precision, and where everything goes."""
+    first = f"from step {trainer.global_step} " if trainer.global_step else ""
+    steps = f"{total} steps" if total is not None else "without end"
+    kind = trainer.strategy.root_device.type
+    devices = f"{trainer.world_size} x {kind}" if trainer.world_size > 1 else kind
+    return (
+        f"training {first}on {devices} in {trainer.precision}: {steps}, everything goes to {trainer.default_root_dir}"
+    )
+
+
+def _metrics_of(trainer: Trainer, prefix: str) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
 
 
 def total_steps(trainer: Trainer, module: TrainedModule) -> int | None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from typing_extensions import override
 
 from longrl.io.number_ranges import check_ranges
@@ -201,13 +200,3 @@ def group_tokens(batch: Batch) -> list[GroupTokens]:
 def num_tokens(batch: Batch) -> int:
     """Tokens of a step; a prompt, encoded once whatever the number of its completions, counts once."""
     return sum(group.prompt + sum(group.completions) for group in group_tokens(batch))
-
-
-class ProgressBar(RichProgressBar):
-    """Lightning's rich bar without the version number."""
-
-    @override
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics

@@ -51,6 +51,7 @@ class Endpoint:
     backoff_s: float = 1.0
     """Wait before the second attempt; it doubles, and each wait is drawn from its upper half (jitter)."""
     max_backoff_s: float = 60.0
+    """Longest wait between two attempts."""
     input_price: float = 0.0
     """Money per million prompt tokens, for the budget and the reports."""
     output_price: float = 0.0
@@ -109,9 +110,11 @@ class Decoding:
     """Options by which a reply is drawn."""
 
     temperature: float = 0.6
+    """Divides the logits; 0 takes the likeliest token."""
     max_tokens: int = 4096
     """Limit of a reply; one that reaches it counts as cut."""
     top_p: float = 1.0
+    """Draw from the likeliest tokens whose probabilities sum to this; 1.0 is all."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf or self.max_tokens < 1 or not 0 < self.top_p <= 1:

@@ -16,12 +16,14 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from longrl.commands.closing import say_end
 from longrl.commands.run_parts import RunParts
 from longrl.datamodules.loading.data_module import Split
 from longrl.datamodules.loading.loader import usable_items
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.features.files import FeatureFiles
+from longrl.io.progress import SPEED_OF_S
 from longrl.modules.policy import PolicyModule
 from longrl.types import Prompt, Row, UnusableSample
 
@@ -197,6 +199,7 @@ class CacheFiller:
         if counts.skipped:
             lines.append(f"skipped rows are listed in {self.data.skipped_dir}/skipped.jsonl")
         Console().print("\n".join(lines), soft_wrap=True, highlight=False)
+        say_end([], [f"`fit` with the same options reads {self.disk.folder}: it decodes and encodes nothing again"])
 
 
 def rows_by_media(rows: Sequence[Row], render: RowRenderer) -> list[list[int]]:
@@ -219,5 +222,5 @@ def progress_bar(rank: int, world_size: int) -> Iterator[Progress]:
         TextColumn("{task.fields[hits]} there, {task.fields[encoded]} encoded, {task.fields[gib]:.2f} GiB"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, disable=rank != 0) as bar:
+    with Progress(*columns, disable=rank != 0, speed_estimate_period=SPEED_OF_S) as bar:
         yield bar

@@ -12,12 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import auto_cli
 
 from longrl.callbacks.evaluation import print_scores
+from longrl.commands.closing import without_next
 from longrl.commands.main import main as run_command
 from longrl.commands.parsers import ShortErrors
 from longrl.datamodules.rows.question_rows import longvideo_reason_row, make_rows
@@ -28,6 +30,7 @@ from longrl.evaluation.report_page import Report, SampleCard, write_report
 from longrl.evaluation.result_files import write_json
 from longrl.evaluation.samples import RESULTS_FILE, TEST_FOLDER, read_samples
 from longrl.io.atomic import atomic_write, set_aside
+from longrl.io.shipped_files import PACKAGE, shipped, shipped_root
 from longrl.io.stop_signals import Interrupted, StopRun, current_signals
 from longrl.types import Row
 
@@ -70,8 +73,7 @@ def run_demo(
         pretrain_options: of `synthetic`, for the videos that the base model is made with.
     """
     for folder in (CONFIGS, Path(configs)):
-        if not folder.is_dir():
-            raise ValueError(f"the demo reads {folder}/, which is not here; run it from the project's folder")
+        shipped(folder)
     options = {
         "num_train_videos": num_train_videos,
         "num_eval_videos": num_eval_videos,
@@ -168,8 +170,6 @@ class _Demo:
 
     def report(self) -> None:
         """`results.json`, `report.html` and the table on the console."""
-        git = ["git", "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(git, capture_output=True, text=True, check=False)
         for name in (RESULTS_FILE, "report.html"):
             _set_aside(self.out / name)
         command = "make demo" if self.configs == CONFIGS else f"python -m longrl demo --configs {self.configs}"
@@ -183,7 +183,7 @@ class _Demo:
             curves={stage: find_metrics(self.out / stage) for stage in ("sft", "rl")},
             samples=self._cards(),
             chance=0.25,
-            facts={"command": command, "commit": commit.stdout.strip() or "unknown"},
+            facts={"command": command, "commit": commit()},
         )
         path = write_report(self.out, report)
         print_scores(self.scores)
@@ -212,7 +212,8 @@ class _Demo:
     def _run(self, *command: str) -> None:
         """Runs a longrl command in this process, printed as a user would type it."""
         _say(f"\n$ python -m longrl {shlex.join(command)}")
-        run_command(command)
+        with without_next():
+            run_command(command)
         signals = current_signals()
         if signals is not None and signals.requested:  # while a run that had ended put its things away
             raise Interrupted
@@ -259,6 +260,16 @@ class _Stages:
         if self.state["options"] is None:
             return
         atomic_write(self.path, json.dumps(self.state, indent=2) + "\n")
+
+
+def commit() -> str:
+    """The checkout's commit; of an installed package its version."""
+    if shipped_root() == PACKAGE.parent:
+        with contextlib.suppress(OSError):  # no git here
+            git = ["git", "-C", str(shipped_root()), "rev-parse", "--short", "HEAD"]
+            found = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+            return found or "unknown"
+    return f"longrl {version('longrl')}"
 
 
 def _set_aside(path: Path) -> None:

@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import Namespace
 from rich.console import Console
 
+from longrl.commands.closing import longrl, say_end
 from longrl.commands.compare import show_comparisons
 from longrl.commands.failures import keep_tracebacks_in
 from longrl.commands.main import COMMAND_USAGE
@@ -28,6 +29,7 @@ from longrl.commands.run_settings import (
     tell_differences,
 )
 from longrl.commands.run_trust import CHECKPOINT_HELP, CHECKPOINT_OPTION, OPTION, TRUST_HELP, is_trusted
+from longrl.commands.shipped_paths import with_shipped_values
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.benchmark import Evaluation, EvaluationConfig
 from longrl.evaluation.benchmark_report import figures_table, list_remarks, rates_table
@@ -38,6 +40,7 @@ from longrl.evaluation.samples import RESULTS_FILE
 from longrl.evaluation.scores import percent
 from longrl.evaluation.timings import write_command
 from longrl.io.checkpoint_files import trust_checkpoints
+from longrl.io.hub_errors import naming_option
 from longrl.io.plain_yaml import load_yaml
 from longrl.io.tables import make_table
 from longrl.io.text_files import read_utf8
@@ -62,12 +65,15 @@ NOT_HERE = frozenset(
 
 def main(args: Sequence[str]) -> None:
     """Command line of `evaluate`."""
-    config, data = parse_evaluation(args)
-    keep_tracebacks_in(config.out)
-    files = Evaluation(config, data).run()
+    with naming_option("policy.init_args.family.init_args.model"):
+        config, data = parse_evaluation(args)
+        keep_tracebacks_in(config.out)
+        files = Evaluation(config, data).run()
     if files is not None:
         write_command(files.report.parent, ["evaluate", *args])
         show_evaluation(files)
+        folder = files.report.parent
+        say_end([], [longrl("compare", "OTHER", folder), longrl("scoreboard", folder)])
 
 
 def parse_evaluation(args: Sequence[str]) -> tuple[EvaluationConfig, LongVideoReason]:
@@ -156,7 +162,7 @@ def _read_files(args: Sequence[str]) -> Iterator[ConfigFile]:
 def _read_yaml(text: str) -> Any:
     """What a YAML text holds; None of one that is no YAML, which the parser will say."""
     try:
-        return current_names(load_yaml(text))
+        return with_shipped_values(current_names(load_yaml(text)), Path.cwd())
     except yaml.YAMLError:
         return None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentParser, auto_cli
 
+from longrl.commands.closing import end_of_export, say_end
 from longrl.commands.parsers import ShortErrors
 from longrl.commands.run_config import read_run_config
 from longrl.commands.run_settings import write_record
@@ -21,7 +22,7 @@ from longrl.io.weight_folder import write_weight_checksums
 from longrl.models.base import CausalFamily
 from longrl.models.ema import holds_ema
 from longrl.models.lora import OPTION
-from longrl.modules.initial_weights import find_checkpoint, plain_from, read_adapters
+from longrl.modules.initial_weights import find_checkpoint, plain_from, read_adapters, saved_step
 from longrl.types import Dtype
 
 logger = logging.getLogger(__name__)
@@ -72,8 +73,8 @@ def export_run(
         raise ValueError(f"--out={out} exists already; name a new folder")
     trust_checkpoints(trust_checkpoint)
     family = family_of(run, trust_run_config)
+    source = (run, "--run") if checkpoint is None else (checkpoint, "--checkpoint")
     with atomic_folder(out, replace=False) as folder:
-        source = (run, "--run") if checkpoint is None else (checkpoint, "--checkpoint")
         averaged = not raw_weights and _says_averaged(*source)
         if adapter:
             _write_adapter(family, run, source, folder, dtype, averaged)
@@ -83,9 +84,31 @@ def export_run(
             if isinstance(family, CausalFamily):
                 write_record(folder, run)
         write_weight_checksums(folder)
-    logger.info("exported %s to %s", run, out)
+    checkpoint_file = find_checkpoint(*source)
+    step = None if checkpoint_file is None else saved_step(checkpoint_file)
+    saved_in = (dtype or "float32") if adapter else family.dtype
+    end_of_export(out, run, step, saved_in, _loader(family, out, _base(run) if adapter else None))
     if push_to is not None:
-        logger.info("pushed to %s", push(out, push_to, private))
+        say_end([f"pushed: {push(out, push_to, private)}"])
+
+
+def _loader(family: CausalFamily | DiffusionFamily, out: str, base: str | None) -> str:
+    """Python that loads an exported folder.
+
+    Args:
+        family: of the run.
+        out: the folder.
+        base: the weights that adapters belong to, if these were exported alone.
+    """
+    if isinstance(family, DiffusionFamily):
+        return f"diffusers.{family.pipeline_class}.from_pretrained({out!r})"
+    auto_class = family.auto_class()
+    package = auto_class.__module__.partition(".")[0]
+    if package != "transformers":
+        return f"`python -m longrl evaluate --policy.init_args.weights {out}`: transformers has no class for it"
+    if base is None:
+        return f"transformers.{auto_class.__name__}.from_pretrained({out!r}, dtype='auto')"
+    return f"peft.PeftModel.from_pretrained(transformers.{auto_class.__name__}.from_pretrained({base!r}), {out!r})"
 
 
 def _says_averaged(source: str, option: str) -> bool:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 
+from longrl.commands.aliases import nearest_command, without_aliases
+from longrl.commands.console import quiet_bars, quiet_libraries, speak
 from longrl.commands.failures import keep_tracebacks_in, tell_error
 from longrl.commands.renamed import current_arguments
+from longrl.commands.shipped_paths import with_shipped_files
+from longrl.commands.show_help import asks_for_class, asks_for_help, command_of, help_page, show
 from longrl.io.functions import search_working_folder
 from longrl.io.processes import end_with_parent
 from longrl.io.stop_signals import StopRun, ignore_signals, interruptible
 
+logger = logging.getLogger(__name__)
+
 TRAINER_COMMANDS = {
-    "fit": "train by SFT or RL: python -m longrl fit --config configs/demo/sft.yaml",
+    "fit": "train by SFT, by pairs of answers or by RL",
     "validate": "evaluate on the validation rows",
     "test": "evaluate on the test rows, with a table and a results file",
     "predict": "generate for the prediction rows",
@@ -37,6 +44,9 @@ OTHER_COMMANDS = {
     ),
     "report": ("longrl.commands.report", "curves, alerts and samples of training runs, side by side, as HTML"),
     "replay": ("longrl.commands.replay", "where the first number of a step that was left out is not finite"),
+    "recipes": ("longrl.commands.recipes", "configs, launch scripts and prompts that ship: list, show, copy"),
+    "init": ("longrl.commands.init", "write a folder to start from: configs, records, a reward, the next commands"),
+    "doctor": ("longrl.commands.doctor", "what this installation and machine can do, and what adds what is missing"),
     "demo": ("longrl.commands.demo", "the whole path on one laptop: data, SFT, RL, evaluation, report"),
     "synthetic": ("longrl.commands.synthetic", "generate long videos with known stories"),
 }
@@ -49,6 +59,8 @@ KEPT = {
     "predict": "nothing is kept of it: the same command asks again",
 }
 """What there is of a command that a signal interrupts, and how to go on."""
+SLOW_IMPORTS = frozenset((*TRAINER_COMMANDS, "evaluate", "export", "cache-features", "plan", "serve", "diffusion"))
+"""Commands that take seconds until they can say what is wrong with their options."""
 WITH_OWN_SIGNALS = ("serve",)
 """Commands whose server handles signals itself."""
 COMMAND_USAGE = "{} {} --config FILE.yaml [--config FILE.yaml ...] [--KEY VALUE ...]"
@@ -57,9 +69,15 @@ USAGE = """usage: python -m longrl COMMAND [--config FILE.yaml ...] [--KEY VALUE
 
 Reinforcement learning for vision-language models that reason over long videos.
 
+example:
+  python -m longrl synthetic --out runs/demo/data --num_train_videos 50 --num_eval_videos 10 --fps 2
+  python -m longrl fit --config configs/demo/common.yaml --config configs/demo/sft.yaml --run_dir runs/first
+
+commands:
 {commands}
 
-`python -m longrl COMMAND --help` lists every option of a command. Several --config compose: later ones win.
+`python -m longrl COMMAND --help` lists every option of a command, `--OPTION.help CLASS` what a class takes.
+Several --config compose: later ones win, key by key, and options of the command line win over files.
 Chain two stages by --model.init_from RUN; go on with an interrupted run by the same command and --resume auto.
 An unexpected error leaves RUN/traceback.txt; with LONGRL_TRACEBACK=1 every error prints its traceback.
 """
@@ -78,6 +96,7 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     end_with_parent()
     keep_tracebacks_in(None)
+    speak()
     try:
         run_command(sys.argv[1:])
     except StopRun:
@@ -89,7 +108,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run_command(args: list[str]) -> None:
     """Runs the command that `args` begins with."""
-    args = current_arguments(args)
+    args = with_shipped_files(current_arguments(without_aliases(args)))
     command = args[0] if args else "--help"
     if command in WITH_OWN_SIGNALS:
         dispatch(command, args)
@@ -100,17 +119,36 @@ def run_command(args: list[str]) -> None:
 
 def dispatch(command: str, args: list[str]) -> None:
     """Calls a command, `args` with its name first."""
+    quiet_libraries()
+    if command in SLOW_IMPORTS and "torch" not in sys.modules and not any("help" in arg for arg in args):
+        logger.info("importing torch, lightning and transformers")
+        quiet_bars()
     if command in ("-h", "--help"):
         sys.stdout.write(usage())
-    elif command in TRAINER_COMMANDS:
+        return
+    if asks_for_help(args):
+        page = help_page(command_of(args))
+        if page is not None:
+            show(page)
+            return
+    if asks_for_class(args):
+        from longrl.commands.help_text import import_classes
+        from longrl.commands.parsers import read_descriptions
+
+        read_descriptions()
+        import_classes()
+    if command in TRAINER_COMMANDS:
         from longrl.commands.trainer import LongRLCLI
 
         LongRLCLI.run(args)
     elif command in OTHER_COMMANDS:
         importlib.import_module(OTHER_COMMANDS[command][0]).main(args[1:])
     else:
-        commands = ", ".join([*TRAINER_COMMANDS, *OTHER_COMMANDS])
-        raise ValueError(f"unknown command {command!r}; choose one of {commands}")
+        commands = [*TRAINER_COMMANDS, *OTHER_COMMANDS]
+        nearest = nearest_command(command, commands)
+        meant = f"did you mean {nearest}? The others are" if nearest else "choose one of"
+        others = ", ".join(name for name in commands if name != nearest)
+        raise ValueError(f"unknown command {command!r}; {meant} {others}")
 
 
 def usage() -> str:

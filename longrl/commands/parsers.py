@@ -3,32 +3,55 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
-from lightning.pytorch.cli import LightningArgumentParser
 
+from longrl.commands.aliases import short_name
 from longrl.commands.failures import MAX_CHARACTERS, find_mistake
 from longrl.io.exit_codes import MISTAKE
 from longrl.io.one_line import one_line
 from longrl.io.text_files import read_utf8
 
-# Lightning has its parsers read configs from addresses, and jsonargparse makes objects of whatever names a class where
-# any value may stand: what comes from a stranger could fetch more, and run it.
-set_parsing_settings(config_read_mode_fsspec_enabled=False, instantiate_subclass_spec_in_any=False)
+
+def distrust_values() -> None:
+    """Has parsers read no config from an address, and make no object where any value may stand.
+
+    What comes from a stranger could fetch more, and run it. Lightning allows addresses when its parser is imported.
+    """
+    set_parsing_settings(config_read_mode_fsspec_enabled=False, instantiate_subclass_spec_in_any=False)
+
+
+distrust_values()
+
+
+def read_descriptions() -> None:
+    """Has parsers that are made from now on describe fields of dataclasses; it takes longer, and only help needs it."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
 
 UNKNOWN = re.compile(
-    r"(?:Option|option) '([^']+)' is not accepted|does not accept option '([^']+)'|unrecognized arguments: --([^\s=]+)"
+    r"(?:Option|option) '([^']+)' is not accepted|does not accept option '([^']+)'|unrecognized arguments: ([^\s=]+)"
 )
 """How jsonargparse says that there is no such option."""
 KEY = re.compile(r'Parser key "([^"]+)"|^Group \'([^\']+)\' does not')
 CLASS = re.compile(r"class_path '([\w.]+)'")
+NO_FILE = re.compile(r'Unable to load config "([^"]+)"')
+WHOLE_GROUPS = {
+    "model": "weights are named by --weights, a family of models by --family configs/family/NAME.yaml",
+    "data": "rows are named by --train, --val and --test, a data set's options by --config configs/data/NAME.yaml",
+    "rollout": "name a reward by --reward, an engine by --engine",
+    "trainer": "such as configs/trainer/gpu.yaml",
+}
+"""Groups of options that users take for one, and what they mean."""
 FILLER = (
     "Does not validate against any", "- Does not validate against any", "Subtypes:", "Errors:", "Given value",
     "- Expected a <class 'NoneType'>", "Parser key", "Problem with given class_path", "- Problem with given class_path",
@@ -38,6 +61,7 @@ FILLER = (
 PASSED_OVER = ("init_args", "dict_kwargs")
 """Keys of a config that stand between an option and its group."""
 MAX_DEPTH = 40
+PROG = "python -m longrl"
 
 
 class ShortErrors(ArgumentParser):
@@ -45,6 +69,11 @@ class ShortErrors(ArgumentParser):
 
     given: Sequence[str] = ()
     """The command line."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        if "prog" not in options:  # jsonargparse makes such a one for `--OPTION.help CLASS`
+            options |= {"prog": PROG, "usage": f"{PROG} COMMAND --config FILE.yaml [--KEY VALUE ...]"}
+        super().__init__(*args, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:  # type: ignore[override]
         """As that of jsonargparse."""
@@ -68,12 +97,8 @@ class ShortErrors(ArgumentParser):
 
     def _option_names(self) -> list[str]:
         """Dotted names of the options, of the subcommand's where there is one."""
-        parsers = [self, *_subparsers(self, self.given)]
+        parsers = [self, *subparsers(self, self.given)]
         return [flag[2:] for parser in parsers for action in parser._actions for flag in action.option_strings]
-
-
-class RunParser(ShortErrors, LightningArgumentParser):
-    """The parser of commands that take the config of a run."""
 
 
 def explain(message: str, given: Sequence[str], options: Iterable[str]) -> str:
@@ -85,7 +110,10 @@ def explain(message: str, given: Sequence[str], options: Iterable[str]) -> str:
         options: dotted names of those that there are.
     """
     group = ".".join(key or of_group for key, of_group in KEY.findall(message))
-    unknown = [next(filter(None, match.groups())) for match in UNKNOWN.finditer(message)]
+    no_file = NO_FILE.search(message)
+    if no_file is not None and group in WHOLE_GROUPS:
+        return f"{group} takes a YAML file with options, and {no_file[1]!r} is none; {WHOLE_GROUPS[group]}"
+    unknown = [next(filter(None, match.groups())).removeprefix("--") for match in UNKNOWN.finditer(message)]
     if not unknown:
         lines = [line.strip() for line in message.splitlines()]
         said = [line.removeprefix("- ") for line in lines if not line.startswith(FILLER)]
@@ -96,9 +124,52 @@ def explain(message: str, given: Sequence[str], options: Iterable[str]) -> str:
     if class_paths:  # of `pass_rate.low` the class lacks the first name; it was asked for no other
         key = key.partition(".")[0]
     name = ".".join(filter(None, [group, key]))
-    nearest = _nearest(name, class_paths, options)
-    remedy = f"; did you mean {nearest}?" if nearest else "; --help lists all that there are"
-    return _located(name, given, f"there is no option {name}{remedy}")
+    options = list(options)
+    remedy = foreign_remedy(name, options)
+    if not remedy:
+        nearest = _nearest(name, class_paths, options)
+        remedy = f"did you mean {nearest}?" if nearest else "--help lists all that there are"
+    return _located(name, given, f"there is no option {name}; {remedy}")
+
+
+def foreign_remedy(name: str, options: Sequence[str]) -> str:
+    """What an option of another trainer or evaluator is called here; "" of a name that none has.
+
+    Args:
+        name: of the option, with its groups.
+        options: dotted names of those that there are.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return f"a config file stands behind --config: --config {name}"
+    known = foreign_names()
+    entry = known.get(name) or known.get(name.rpartition(".")[2])
+    if entry is None:
+        is_verl = name.startswith("actor_rollout_ref.")
+        return "docs/command_line.md says what verl's options are called here" if is_verl else ""
+    entry = entry if isinstance(entry, dict) else {"option": entry}
+    named = entry.get("option", [])
+    candidates = [named] if isinstance(named, str) else named
+    option = next((one for one in candidates if _leads_to(one, options)), None)
+    note = entry.get("note", "")
+    if not candidates:
+        return note
+    if option is None:  # of another command
+        return ""
+    short = short_name(option) if "." not in name else ""
+    remarks = ", ".join(filter(None, [short and f"short: --{short}", note]))
+    return f"did you mean {option} ({remarks})?" if remarks else f"did you mean {option}?"
+
+
+def _leads_to(option: str, options: Sequence[str]) -> bool:
+    """Whether a command has an option, or the class or settings whose option it is."""
+    group = option.partition(".init_args")[0]
+    return group in options or ("." in group and group.rpartition(".")[0] in options)
+
+
+@functools.cache
+def foreign_names() -> dict[str, Any]:
+    """The table of what other tools call options."""
+    return yaml.safe_load(files(__package__).joinpath("foreign_names.yaml").read_text(encoding="utf-8"))
 
 
 def _nearest(name: str, class_paths: Sequence[str], options: Iterable[str]) -> str:
@@ -109,6 +180,9 @@ def _nearest(name: str, class_paths: Sequence[str], options: Iterable[str]) -> s
     near = difflib.get_close_matches(last, siblings, n=1)
     if near:
         return siblings[near[0]]
+    groups = [] if group in known else difflib.get_close_matches(group, known, n=1, cutoff=0.75)
+    if groups and "." in group:  # what a class takes is not among the parser's options
+        return f"{groups[0]}.{last}"
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.75)), "")
 
 
@@ -178,7 +252,7 @@ def _lines_of(node: yaml.Node | None, path: list[str], depth: int) -> Iterator[i
             yield from _lines_of(value, path, depth - 1)
 
 
-def _subparsers(parser: Any, given: Sequence[str]) -> Iterator[Any]:
+def subparsers(parser: Any, given: Sequence[str]) -> Iterator[Any]:
     """The parser of the subcommand that a command line begins with."""
     for action in parser._actions:
         choices = action.choices

@@ -7,7 +7,9 @@ missing. So the same command goes on where it was killed, tries again what faile
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from longrl.commands.closing import longrl, say_end, without_next
 from longrl.commands.failures import keep_tracebacks_in
 from longrl.commands.main import COMMAND_USAGE
 from longrl.io.progress import item_progress
@@ -40,8 +42,11 @@ def main(args: Sequence[str]) -> None:
     values = parser.instantiate(parser.parse_args(rest))
     config = PipelineConfig(**{name: value for name, value in vars(values).items() if name != "config"})
     keep_tracebacks_in(config.out)
-    for name in STEPS if step == "all" else (step,):
-        run_step(config, name)
+    steps = STEPS if step == "all" else (step,)
+    for name in steps[:-1]:
+        with without_next():
+            run_step(config, name)
+    run_step(config, steps[-1])
 
 
 def run_step(config: PipelineConfig, step: str) -> StepReport:
@@ -80,7 +85,18 @@ def run_step(config: PipelineConfig, step: str) -> StepReport:
             replies.log.close()
         workspace.write_report(report)
         show_report(report)
+    say_step(config, step, workspace.path("dataset"))
     return report
+
+
+def say_step(config: PipelineConfig, step: str, dataset: Path) -> None:
+    """Where a step's result is, and the next one, or training behind the last."""
+    if step in STEPS[:-1]:
+        following = STEPS[STEPS.index(step) + 1]
+        say_end([f"written: {config.out}"], [f"python -m longrl pipeline {following}, with the same options"])
+    elif step == "export":
+        rows = longrl("fit", "--config", "RECIPE.yaml", "--stage", "sft", "--train", dataset / "sft.jsonl")
+        say_end([f"data set: {dataset} (sft.jsonl, rl.jsonl, eval.jsonl, README.md)"], [rows])
 
 
 def show_report(report: StepReport) -> None:

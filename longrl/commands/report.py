@@ -119,7 +119,20 @@ def _check_run(run: str, num_sheets: int) -> None:
     if num_sheets < 0:
         raise ValueError(f"--num_sheets must be at least 0, got {num_sheets}")
     if not find_metrics(run) and not saved_grids(run, count=1):
-        raise ValueError(f"--run={run} holds neither a metrics.csv nor pictures; name the run_dir of a training run")
+        raise ValueError(f"--run={run} {_why_empty(Path(run))}")
+
+
+def _why_empty(run: Path) -> str:
+    """Why there is nothing to report of a folder, and what helps."""
+    if not run.is_dir():
+        return "is no folder; name the run_dir of a training run"
+    if any(run.rglob("events.out.tfevents.*")):
+        return (
+            "holds metrics for TensorBoard alone; look at them by `tensorboard --logdir`, this page reads metrics.csv"
+        )
+    if (run / "config.yaml").is_file():
+        return "holds a run without a step that was logged: wait for its first one, or look at what ended it"
+    return "holds neither a metrics.csv nor pictures; name the run_dir of a training run"
 
 
 # ---- sections ----

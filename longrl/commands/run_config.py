@@ -10,6 +10,7 @@ import yaml
 from jsonargparse import get_loader, set_loader
 
 from longrl.commands.renamed import MOVED, ROLLOUT_CLASS, current_names
+from longrl.commands.shipped_paths import with_shipped_values
 from longrl.io.plain_yaml import MAX_CONFIG_CHARACTERS, load_yaml
 from longrl.io.text_files import read_utf8
 
@@ -31,6 +32,7 @@ def set_config_reader(check: ConfigCheck | None = None) -> None:
     Args:
         check: of config files; the values of single options and files that a config names are not its concern.
     """
+    working_folder = Path.cwd()  # while a file is read, the current one is the file's
 
     def read(text: str, path: str = "") -> Any:
         if len(text) > MAX_CONFIG_CHARACTERS:
@@ -38,7 +40,7 @@ def set_config_reader(check: ConfigCheck | None = None) -> None:
                 f"{path or 'a value'} has {len(text)} characters, and is no config: those have a few thousand"
             )
         try:
-            values = current_names(load_yaml(text, _load_plain_yaml))
+            values = with_shipped_values(current_names(load_yaml(text, _load_plain_yaml)), working_folder)
         except yaml.YAMLError as error:
             if not path:  # a value of the command line may be plain text
                 raise
@@ -91,7 +93,7 @@ def read_run_config(run: str) -> Config:
     if not path.is_file():
         raise ValueError(f"--run={run} has no config.yaml; name the folder of a training run (its --run_dir)")
     try:
-        values = current_names(load_yaml(read_utf8(path)))
+        values = with_shipped_values(current_names(load_yaml(read_utf8(path))), Path.cwd())
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

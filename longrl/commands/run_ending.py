@@ -20,6 +20,7 @@ from longrl.commands.ranks import (
     wait_for_ranks,
 )
 from longrl.io.exit_codes import STOPPED
+from longrl.io.shipped_files import name_of
 from longrl.io.stop_signals import StopRun, StopSignals, current_signals
 from longrl.modules.initial_weights import saved_checkpoints
 
@@ -39,7 +40,7 @@ def advice(command: str, run_dir: str) -> str:
 def resume_command(prog: str, args: Sequence[str]) -> str:
     """The command that goes on with the run that `args` began."""
     resumes = "--resume=auto" in args or ("--resume", "auto") in itertools.pairwise(args)
-    return shlex.join([*prog.split(), *args, *([] if resumes else ["--resume", "auto"])])
+    return shlex.join([*prog.split(), *map(name_of, args), *([] if resumes else ["--resume", "auto"])])
 
 
 @contextlib.contextmanager

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from typing_extensions import override
 
@@ -51,14 +51,39 @@ def make_loggers(
             WandbLogger(project=project, name=folder.name, save_dir=run_dir, offline=wandb == "offline", id=run_id)
         )
     if tensorboard:
-        if not any(map(find_spec, ("tensorboard", "tensorboardX"))):
-            raise ValueError(
-                "--tensorboard=true needs the package tensorboard, which is not installed; run `pip install "
-                "tensorboard`, or leave the option out"
-            )
+        _need_tensorboard("--tensorboard=true")
         name = "tensorboard" if is_fit else f"tensorboard/{command}"
         loggers.append(ContinuedTensorBoard(run_dir, name=name, version="", default_hp_metric=False))
     return loggers
+
+
+def with_csv(given: Logger | Sequence[Logger], run_dir: str, command: str | None) -> list[Logger]:
+    """The loggers of a user's own config, and behind them metrics.csv, which `report` reads."""
+    loggers = [given] if isinstance(given, Logger) else list(given)
+    if any(isinstance(one, CSVLog | CSVLogger) for one in loggers):
+        return loggers
+    is_fit = command == "fit"
+    return [*loggers, CSVLog(run_dir, "logs" if is_fit else f"{command}_logs", continues=is_fit)]
+
+
+def check_tensorboard(given: Any) -> None:
+    """Raises ValueError if `trainer.logger` of a config names TensorBoard, and it is not installed.
+
+    Args:
+        given: a class path, a mapping with one, a list of these; or whether to log at all.
+    """
+    for one in given if isinstance(given, list) else [given]:
+        class_path = one.get("class_path") if hasattr(one, "get") else one
+        if str(class_path).endswith("TensorBoardLogger"):
+            _need_tensorboard("trainer.logger: TensorBoardLogger")
+
+
+def _need_tensorboard(option: str) -> None:
+    if not any(map(find_spec, ("tensorboard", "tensorboardX"))):
+        raise ValueError(
+            f"{option} needs the package tensorboard, which is not installed; run `pip install tensorboard` (the extra "
+            "`tensorboard` of longrl), or leave it out: metrics.csv is always written"
+        )
 
 
 def wandb_id(folder: Path) -> str | None:

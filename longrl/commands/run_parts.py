@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
 from longrl.commands.main import COMMAND_USAGE
-from longrl.commands.parsers import RunParser
 from longrl.commands.run_config import Config
+from longrl.commands.run_parser import RunParser
 from longrl.commands.trainer import LongRLCLI
 
 FIT_ONLY = ("ckpt_path", "weights_only")
@@ -37,8 +35,6 @@ class RunParts(LongRLCLI):
     ) -> None:
         self.options_class = options_class
         self.options: Any = None
-        logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # it suspects the command line of `command`
         super().__init__(
             self.module_class,
             self.data_class,
@@ -62,11 +58,11 @@ class RunParts(LongRLCLI):
     @override
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         if self.options_class is not None:
-            switches = {field.name for field in dataclasses.fields(self.options_class) if field.type == "bool"}
-            parser.add_class_arguments(self.options_class, skip=switches)
-            for name in switches:  # `--enforce_eager` alone switches it on
-                default = getattr(self.options_class, name)
-                parser.add_argument(f"--{name}", action=ActionYesNo(no_prefix=None), default=default)  # type: ignore[arg-type]
+            switches = {field.name: field for field in dataclasses.fields(self.options_class) if field.type == "bool"}
+            parser.add_class_arguments(self.options_class, skip=set(switches))
+            for name, field in switches.items():  # `--enforce_eager` alone switches it on
+                yes_no = ActionYesNo(no_prefix=None)  # type: ignore[arg-type]
+                parser.add_argument(f"--{name}", action=yes_no, default=field.default, help=field.metadata["help"])
         super().add_default_arguments_to_parser(parser)
 
     @override

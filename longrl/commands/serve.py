@@ -46,19 +46,21 @@ class ServerOptions:
     host: str = "127.0.0.1"
     """Address to listen at; the default is for this machine only."""
     port: int = 8000
+    """Port to listen at; another one for each server of a machine."""
     max_model_len: int | None = None
     """Tokens of prompt and completion; by default those of data.max_prompt_tokens and sampling.max_completion_tokens,
     or 32768 where prompts are not limited."""
     max_num_seqs: int = 256
-    """Completions decoded together."""
+    """Completions decoded together; lower it where the cache has no room for so many."""
     gpu_memory_utilization: float = 0.9
-    """Share of a GPU."""
+    """Share of each GPU's memory that weights and cache may take; lower it where something else runs there."""
     kv_cache_gib: float | None = None
-    """Size of the cache; needed on a CPU."""
-    enforce_eager: bool = False
-    """No CUDA graphs: quicker start, slower decoding."""
+    """Size of the cache of keys and values; by default what `gpu_memory_utilization` leaves. Needed on a CPU."""
+    enforce_eager: bool = field(
+        default=False, metadata={"help": "Record no CUDA graphs: the server starts sooner and decodes more slowly."}
+    )
     feature_cache_gib: float = 8.0
-    """Host memory for features."""
+    """Host memory for the features of media, which trainers send once and name afterwards."""
     max_request_gib: float = 8.0
     """Largest request that is read: the prompts and new features of a rank's rollout."""
     weights_folder: Path = field(default_factory=default_folder)

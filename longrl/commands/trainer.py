@@ -6,7 +6,6 @@ import functools
 import importlib
 import inspect
 import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -24,13 +23,12 @@ from longrl.callbacks.rollout import RolloutCallback
 from longrl.callbacks.run_watch import RunWatch
 from longrl.callbacks.step_profile import StepProfile
 from longrl.callbacks.terminal_view import TerminalView
-from longrl.callbacks.throughput import ProgressBar
 from longrl.callbacks.timeline import Timeline
 from longrl.callbacks.watchdog import Watchdog
 from longrl.commands import run_config
+from longrl.commands.closing import end_of_fit, longrl, say_end
 from longrl.commands.failures import keep_tracebacks_in
 from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
-from longrl.commands.parsers import RunParser
 from longrl.commands.ranks import cluster_plugins, is_first_rank
 from longrl.commands.renamed import MOVED
 from longrl.commands.resuming import last_good_checkpoint
@@ -43,12 +41,13 @@ from longrl.commands.run_folders import (
     checkpoint_folder,
     has_traces,
 )
-from longrl.commands.run_loggers import WandbMode, make_loggers
+from longrl.commands.run_loggers import WandbMode, check_tensorboard, make_loggers, with_csv
+from longrl.commands.run_parser import RunParser
 from longrl.commands.run_settings import SHOWN_BY_DATA, read_settings, tell_differences, with_run_config
 from longrl.commands.run_trust import CHECKPOINT_HELP, CHECKPOINT_OPTION, OPTION, TRUST_HELP
 from longrl.commands.saved_config import SaveRunConfig
 from longrl.datamodules.longvideo_reason import LongVideoReason
-from longrl.evaluation.samples import RESULTS_FILE, TEST_FOLDER
+from longrl.evaluation.samples import PREDICT_FOLDER, RESULTS_FILE, TEST_FOLDER
 from longrl.evaluation.timings import write_command
 from longrl.io.checkpoint_files import trust_checkpoints
 from longrl.io.disk_space import check_writable
@@ -65,27 +64,9 @@ logger = logging.getLogger(__name__)
 
 Resume = Literal["auto"]
 View = Literal["auto", "live", "plain", "off"]
-NOISE = (
-    "LightningCLI's args parameter",  # it takes no part of a command line
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # its own affair
-    r"Total length of `\w+` across ranks is zero",  # of loaders for validation: most runs have none
-)
-"""How its warnings begin that are none."""
 
 COMMAND_HELP = """{}: {}. The options of a class are listed by --model.family.help CLASS, --trainer.callbacks.help CLASS
 and so on, for instance --rollout.engine.help longrl.engines.vllm.VLLMEngine."""
-
-
-def quiet_lightning() -> None:
-    """Leaves out what Lightning says in every run, and nobody can do anything about: advertisements among it."""
-    for text in NOISE:
-        warnings.filterwarnings("ignore", text)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advertisement)
-
-
-def is_no_advertisement(record: logging.LogRecord) -> bool:
-    """True of log lines that recommend no further package of Lightning's maker."""
-    return "Tip: For seamless" not in record.getMessage()
 
 
 class LongRLCLI(LightningCLI):
@@ -118,7 +99,6 @@ class LongRLCLI(LightningCLI):
         """Parses `args`, the command first, and runs it."""
         # peft imports it where it is installed, and on a CPU it misses kernels in 4 bits, which nothing here uses.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-        quiet_lightning()
         usage = COMMAND_USAGE.format(cls.prog, "{" + ",".join(cls.subcommands()) + "}")
         texts = {name: command_texts(cls.prog, name) for name in cls.subcommands()}
         return cls(
@@ -164,41 +144,43 @@ class LongRLCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--run_dir", type=str, default="runs/default", help="folder of everything a run leaves")
+        where = "folder that gets everything: config, checkpoints, logs, samples; another one for each run"
+        parser.add_argument("--run_dir", type=str, default="runs/default", help=where)
         parser.add_argument(
             "--resume",
             type=Resume | None,
             default=None,
-            help="fit: `auto` goes on from the last good checkpoint in run_dir, or begins where there is none",
+            help="`auto` goes on from the last good checkpoint in run_dir, or begins where there is none; of `fit` alone",
         )
         parser.add_argument(
             "--base_weights",
             type=bool,
             default=False,
-            help="validate, test, predict: evaluate the family's own weights on purpose, into a run_dir of their own",
+            help="evaluate the family's own weights on purpose, into a run_dir of their own; not of `fit`",
         )
-        parser.add_argument(OPTION, type=bool, default=False, help=f"validate, test, predict: {TRUST_HELP}")
+        parser.add_argument(OPTION, type=bool, default=False, help=f"{TRUST_HELP}; not of `fit`")
         parser.add_argument(CHECKPOINT_OPTION, type=bool, default=False, help=CHECKPOINT_HELP)
-        parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases as well")
-        parser.add_argument("--wandb_project", type=str, default="longrl")
-        parser.add_argument("--tensorboard", type=bool, default=False, help="log to run_dir/tensorboard as well")
+        parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases beside CSV")
+        parser.add_argument("--wandb_project", type=str, default="longrl", help="project that --wandb logs to")
+        parser.add_argument("--tensorboard", type=bool, default=False, help="log to run_dir/tensorboard beside CSV")
         parser.add_argument(
             "--view",
             type=View,
             default="auto",
-            help="of fit: a screen (live), a line every few steps (plain), or nothing; auto is live on a terminal",
+            help="progress as a screen (live), as a line for each logged step (plain), or not at all (off); auto is "
+            "live on a terminal",
         )
         parser.add_argument(
             "--profile",
             type=str | None,
             default=None,
             metavar="DIR",
-            help="of fit: write the trace, the slowest operators and the GPU's memory of one step to this folder",
+            help="write the trace, the slowest operators and the GPU's memory of one step to this folder; of `fit` alone",
         )
         # Without a reward there is no rollout callback, as for SFT that does not generate: hence no required option.
         parser.add_class_arguments(self.rollout_class, "rollout", skip={"reward"}, instantiate=False, sub_configs=True)
         parser.add_argument(
-            "--rollout.reward", type=RewardSum | None, default=None, sub_configs=True, help="scores completions"
+            "--rollout.reward", type=RewardSum | None, default=None, sub_configs=True, help="what scores completions; RL needs one"
         )
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_top_k": 0})
@@ -226,6 +208,7 @@ class LongRLCLI(LightningCLI):
         if not is_there:  # made only if nothing speaks against the run
             self.lock_run(run_dir)
         trainer = self._get(self.config, "trainer")
+        check_tensorboard(trainer.get("logger"))
         if any(map(run_config.is_rollout_callback, run_config.callback_list(trainer))):
             raise ValueError(MOVED)
         by_batch = "data.prompts_per_batch and model.max_tokens_per_micro_batch"
@@ -290,8 +273,11 @@ class LongRLCLI(LightningCLI):
         if isinstance(strategy, str) and "." in strategy:  # a class path without options is a string to jsonargparse
             module, _, name = strategy.rpartition(".")
             kwargs.setdefault("strategy", getattr(importlib.import_module(module), name)())
-        if self._get(self.config_init, "trainer.logger", True) in (None, True):
+        given = self._get(self.config_init, "trainer.logger", True)
+        if given in (None, True):
             kwargs.setdefault("logger", self._loggers())
+        elif given:
+            kwargs.setdefault("logger", with_csv(given, self._get(self.config_init, "run_dir"), self.subcommand))
         plugins = self._get(self.config_init, "trainer.plugins") or []
         kwargs.setdefault("plugins", [*plugins, *cluster_plugins(plugins), AtomicCheckpointIO()])
         listed = run_config.callback_list(self._get(self.config_init, "trainer"))
@@ -331,7 +317,7 @@ class LongRLCLI(LightningCLI):
         is_listed = any(isinstance(one, BaseProgressBar) for one in callbacks)
         if mode == "off" or is_listed or self._get(self.config_init, "trainer.enable_progress_bar") is False:
             return None
-        return TerminalView(mode) if self.subcommand == "fit" else ProgressBar()
+        return TerminalView(mode)
 
     def rollout_callback(self) -> Callback | None:
         """The callback that the group `rollout` describes; None without a reward."""
@@ -376,11 +362,39 @@ class LongRLCLI(LightningCLI):
         with ending_of_run(self.trainer, how_to_go_on):
             self.trainer.fit(model, **options)
 
+    def after_fit(self) -> None:
+        """Says what there is now, and what it is for; Lightning calls it."""
+        if self.trainer.is_global_zero:
+            config = self._get(self.config, "data").as_dict()
+            end_of_fit(self._get(self.config, "run_dir"), self.trainer.global_step, config, self.prog.split()[3:])
+
+    def test(self, model: LightningModule, **options: Any) -> None:
+        """`Trainer.test`, whose metrics the view shows in one line; Lightning calls it in its place."""
+        self.trainer.test(model, **self.without_table(options))
+
+    def validate(self, model: LightningModule, **options: Any) -> None:
+        """`Trainer.validate`, as `test`."""
+        self.trainer.validate(model, **self.without_table(options))
+
+    def without_table(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of an evaluation without Lightning's own table where the view says the same."""
+        has_view = any(isinstance(one, TerminalView) for one in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return options | {"verbose": False} if has_view else options
+
     def after_test(self) -> None:
         """Leaves the command beside what it found; Lightning calls it."""
         folder = Path(self._get(self.config_init, "run_dir")) / TEST_FOLDER
         if is_first_rank() and (folder / RESULTS_FILE).is_file():
             write_command(folder, self.given, self.prog)
+            report = folder / "report.html"
+            say_end(
+                [f"results: {folder / RESULTS_FILE}; report: {report}"], [longrl("compare", "OTHER_RUN", folder.parent)]
+            )
+
+    def after_predict(self) -> None:
+        """Says where the answers are; Lightning calls it."""
+        if is_first_rank():
+            say_end([f"answers: {Path(self._get(self.config_init, 'run_dir')) / PREDICT_FOLDER}"])
 
     def before_fit(self) -> None:
         """Says before weights are loaded that the longest videos will not fit the GPUs, and what would help.

@@ -311,6 +311,7 @@ class LongVideoReason(StreamedData):
             if self.teacher_view.subtitles is not None:
                 log_subtitles(split, rows, self.teacher_view.subtitles)
         self.datasets[split] = RenderedRows(rows, render)
+        logger.info("data.%s: %d rows", split, len(rows))
         without = sum(not (row.reasoning or row.trace) and row.response is None for row in rows)
         if self.renderer.stage == "sft" and without:
             logger.info("%d of %d %s rows have no reasoning: they teach the answer alone", without, len(rows), split)

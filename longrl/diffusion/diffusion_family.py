@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from longrl.io.hub_errors import hub_errors
 from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.io.old_hooks import OLD_HOOKS, RefusesOldHooks
 from longrl.io.weight_folder import check_weight_files
@@ -125,9 +126,9 @@ class DiffusionFamily(RefusesOldHooks, abc.ABC):
     @functools.cached_property
     def pipeline(self) -> Any:
         """Text encoders, tokenizers, scheduler and autoencoder: diffusers' pipeline without a transformer."""
-        pipeline = _diffusers_class(self.pipeline_class).from_pretrained(
-            self._folder(), transformer=None, dtype=getattr(torch, self.frozen_dtype)
-        )
+        folder, precision = self._folder(), getattr(torch, self.frozen_dtype)
+        with hub_errors(folder):
+            pipeline = _diffusers_class(self.pipeline_class).from_pretrained(folder, transformer=None, dtype=precision)
         for part in _frozen_parts(pipeline):
             part.eval().requires_grad_(False)
         return pipeline
@@ -141,7 +142,9 @@ class DiffusionFamily(RefusesOldHooks, abc.ABC):
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
         """The transformer's config."""
-        return _diffusers_class(self.transformer_class).load_config(self._folder(), subfolder="transformer")
+        folder = self._folder()
+        with hub_errors(folder):
+            return _diffusers_class(self.transformer_class).load_config(folder, subfolder="transformer")
 
     def _folder(self) -> str:
         """Where the pipeline is.
@@ -186,7 +189,8 @@ class DiffusionFamily(RefusesOldHooks, abc.ABC):
         else:
             folder = self._folder() if weights == OWN_WEIGHTS else weights
             check_weight_files(Path(folder) / "transformer")
-            model = transformer_type.from_pretrained(folder, subfolder="transformer", dtype=dtype)
+            with hub_errors(folder):
+                model = transformer_type.from_pretrained(folder, subfolder="transformer", dtype=dtype)
         if self.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         return model

@@ -234,6 +234,7 @@ class DiffusionDPO(Objective):
     """
 
     beta: float = 2000.0
+    """How closely the policy stays at the one that the run began with: larger is closer."""
     imitation: float = 0.0
     """Of flow matching on the best samples beside it; 0 is the paper's."""
     samples_per_row: ClassVar[int] = 2

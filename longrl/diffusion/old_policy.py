@@ -25,7 +25,9 @@ class OldPolicySettings:
     flat_steps: int = 0
     """Optimizer steps in which the old policy is the one that trains."""
     decay_per_step: float = 0.001
+    """Growth per optimizer step of the share of the old policy that stays after a rollout."""
     max_decay: float = 0.5
+    """Largest such share, below 1; 0 samples by the weights that train."""
 
     def __post_init__(self) -> None:
         where = "model.objective.old."

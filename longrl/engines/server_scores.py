@@ -74,7 +74,7 @@ class ServerScores:
             top_k: k.
 
         Returns:
-            Of each `logprobs` [S]; `top_ids` and `top_logprobs` [S][k]; `read`, the share of its prompt that was
+            Of each `logprobs` [S]; `top_ids` and `top_logprobs`, S lists of k; `read`, the share of its prompt that was
             computed.
 
         Raises:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib.util
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,8 @@ from longrl.engines.weight_stream import engine_weights
 from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
 from longrl.types import Prompt
+
+logger = logging.getLogger(__name__)
 
 REMEDY = f"install {VERSION} ({INSTALL}), or generate without it: --rollout.engine longrl.engines.hf.HFEngine"
 
@@ -112,6 +115,7 @@ class VLLMEngine(VLLMRollouts):
         """
         LLM = _import_llm()
         options = vllm_options.engine_arguments(family, self)
+        logger.info("starting vLLM for %s, which takes minutes on a GPU", options["model"])
         options = {"enable_sleep_mode": self._sleeps, **launcher_options(self.ranks_per_engine), **options}
         try:
             with keep_random_states(), launcher_environment(), _drop_shared_memory_name(self.ranks_per_engine):
@@ -122,6 +126,7 @@ class VLLMEngine(VLLMRollouts):
                 "longrl.engines.hf.HFEngine, which generates without vLLM; if memory is short, lower max_model_len "
                 "or max_num_seqs of VLLMEngine, or raise its gpu_memory_utilization (kv_cache_gib on a CPU)"
             ) from error
+        logger.info("vLLM is ready")
         atexit.register(self.close)  # last of all, for vLLM takes the process group along
         if family.fp32_lm_head:
             vllm_options.check_head_dtypes(family, self._llm.apply_model(head_dtypes)[0])

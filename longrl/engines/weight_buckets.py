@@ -1,7 +1,9 @@
 """Weights laid end to end in buckets of bytes: what sender and receivers of a broadcast cut alike from one list.
 
+```
 bucket 0   [ a | b | ... ]     each from a multiple of 16 bytes on
 bucket 1   [ c ]               a tensor larger than a bucket has one of its own
+```
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ def _environment() -> Environment:
 
 
 def data_uri(image: bytes, kind: str) -> str:
-    """Image bytes as the `src` of an <img>, so that the page needs no other file; kind is "png", "jpeg" or "webp"."""
+    """Image bytes as the `src` of an `img`, so that the page needs no other file; kind is "png", "jpeg" or "webp"."""
     return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
 
 
@@ -193,7 +193,7 @@ def clock_time(seconds: float) -> str:
 
 
 def frame_strip(card: SampleCard) -> list[dict[str, str]]:
-    """Evenly spaced frames of a card, each with its `source` for an <img> and its time as `caption`."""
+    """Evenly spaced frames of a card, each with its `source` for an `img` and its time as `caption`."""
     if card.frames is None:
         return []
     if card.frames.ndim != 4 or card.frames.shape[-1] != 3:

@@ -35,6 +35,8 @@ BUSY = {
 MAX_ALERTS = 3
 LABEL_WIDTH, VALUES_WIDTH = 11, 24
 MIN_WIDTH = 40
+MAX_QUESTION, MAX_SAMPLE = 300, 700
+"""Characters of a sample in a log."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,17 @@ def _sample(sample: Sample, width: int, room: int, encoding: str) -> list[Text]:
     prompt, answer = printable(sample.prompt, encoding), printable(sample.completion, encoding)
     question = Text(_end(prompt, width - 2), "dim")
     return [head, question, *_wrapped(answer, width, min(room - 2, 4))]
+
+
+def sample_lines(sample: Sample, encoding: str = "utf-8") -> list[str]:
+    """A sample for a log: the end of its question, the beginning of its completion, its reward."""
+    question, answer = printable(sample.prompt, encoding), printable(sample.completion, encoding)
+    shown = answer if len(answer) <= MAX_SAMPLE else f"{answer[:MAX_SAMPLE]}..."
+    return [
+        f"first completion (row {printable(sample.id, encoding)}, reward {number(sample.reward)})",
+        f"  question:   {_end(question, MAX_QUESTION)}",
+        f"  completion: {shown or '(empty)'}",
+    ]
 
 
 def _wrapped(text: str, width: int, count: int) -> list[Text]:

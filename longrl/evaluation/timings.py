@@ -15,6 +15,7 @@ from longrl.evaluation.outcomes import Outcome
 from longrl.io.atomic import atomic_write
 from longrl.io.jsonl import read_jsonl, write_jsonl
 from longrl.io.secrets import mask_secrets
+from longrl.io.shipped_files import name_of
 from longrl.types import Row
 
 TIMINGS_FILE = "timings.jsonl"
@@ -47,7 +48,7 @@ def write_command(folder: Path, args: Sequence[str], prog: str = "python -m long
         args: behind `prog`.
         prog: the program.
     """
-    command = mask_secrets(f"{prog} {shlex.join(args)}")
+    command = mask_secrets(f"{prog} {shlex.join(map(name_of, args))}")
     atomic_write(folder / COMMAND_FILE, json.dumps({"command": command}, indent=2, ensure_ascii=False) + "\n")
 
 

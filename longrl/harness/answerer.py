@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from longrl.commands.evaluate import parse_evaluation
+from longrl.commands.shipped_paths import with_shipped_files
 from longrl.datamodules.loading.loader import RenderedRows
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
@@ -90,7 +91,8 @@ class HarnessAnswerer:
         given = {} if config is None else {"config": config}
         given |= {} if weights is None else {"policy.init_args.weights": weights}
         args = [*DEFAULT_ARGUMENTS, *(f"--{name}={_as_argument(value)}" for name, value in (given | options).items())]
-        return cls(*parse_evaluation(args), wording=wording, sampling=sampling, hands_over=hands_over)
+        parsed = parse_evaluation(with_shipped_files(["evaluate", *args])[1:])
+        return cls(*parsed, wording=wording, sampling=sampling, hands_over=hands_over)
 
     def row(
         self, name: str, messages: Sequence[Mapping[str, Any]], span_s: Sequence[float] | None = None

@@ -5,14 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
+SPEED_OF_S = 24 * 3600.0
+"""Seconds whose mean is the speed of a bar: with rich's 30 s, items that take longer have no speed and no time left."""
 
-def item_progress() -> Progress:
-    """A bar with the number of items and the time that is left, for a `with` statement."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def item_progress(console: Console | None = None) -> Progress:
+    """A bar with the number of items, the time that went by and what is left, for a `with` statement."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, speed_estimate_period=SPEED_OF_S)
 
 
 def duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import copy
+import logging
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,12 +14,15 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from longrl.io.hub_errors import hub_errors
 from longrl.io.weight_folder import check_weight_files
 from longrl.models.grouped_experts import choose_experts
 from longrl.models.lora import LoRASettings
 from longrl.models.pretrained_folder import PretrainedFolder
 from longrl.models.remote_code import copy_named_code
 from longrl.types import Dtype
+
+logger = logging.getLogger(__name__)
 
 OWN_WEIGHTS = "<own>"
 """`build`'s default: the weights that the family itself names."""
@@ -67,9 +71,11 @@ class BuildsModel(PretrainedFolder):
             with self._seeded_place():
                 model = self.auto_class().from_config(config, **options)
         else:
+            logger.info("loading weights of %s", source)
             check_weight_files(source)
             self._check_same_architecture(source)
-            model = self.load_weights(source, **options)
+            with hub_errors(source):
+                model = self.load_weights(source, **options)
         choose_experts(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

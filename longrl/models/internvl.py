@@ -2,7 +2,7 @@ r"""InternVL3.5 and InternVL3 (arXiv:2508.18265, 2504.10479): square tiles of im
 
 An image is cut into tiles of the encoder's size, as many as fit its aspect ratio, with all of it behind them as a
 thumbnail; a frame of a video is one tile. Pixel shuffle joins 2 x 2 patches of a tile, and a projector leads to the
-width of the text stack. A video is its frames in words, "Frame1: <img>...</img>\nFrame2: ...". Positions count tokens.
+width of the text stack. A video is its frames in words, `Frame1: <img>...</img>\nFrame2: ...`. Positions count tokens.
 """
 
 from __future__ import annotations

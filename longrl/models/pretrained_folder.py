@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 from typing import Any, ClassVar
 
+from longrl.io.hub_errors import hub_errors
 from longrl.io.old_hooks import OLD_HOOKS, RefusesOldHooks
 from longrl.io.weight_folder import FETCH_AGAIN, read_json_object
 from longrl.models.model_types import check_model_type
@@ -45,7 +46,8 @@ class PretrainedFolder(RefusesOldHooks, abc.ABC):
 
         file = Path(source, "config.json")
         if not file.is_file():
-            return AutoConfig.from_pretrained(source)
+            with hub_errors(source):
+                return AutoConfig.from_pretrained(source)
         read_json_object(file)
         try:
             return AutoConfig.from_pretrained(source)
@@ -65,7 +67,8 @@ class PretrainedFolder(RefusesOldHooks, abc.ABC):
         """The tokenizer of the folder or hub id, with its chat template."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.text_folder())
+        with hub_errors(self.model_path):
+            return AutoTokenizer.from_pretrained(self.text_folder())
 
     def load_processing(self) -> None:
         """Loads what `render` needs, before workers start: forked ones have it, and others load none of their own."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from longrl.io.hub_errors import hub_errors
 from longrl.models.base import CausalFamily
 
 
@@ -29,7 +30,8 @@ class ProcessorFamily(CausalFamily):
         """The model's own image and video processors."""
         from transformers import AutoProcessor
 
-        return AutoProcessor.from_pretrained(self._existing_path())
+        with hub_errors(self.model_path):
+            return AutoProcessor.from_pretrained(self._existing_path())
 
     @override
     def read_tokenizer(self) -> Any:

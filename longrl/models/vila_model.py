@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longrl.io.hub_errors import hub_errors
 from longrl.models.building import check_loaded
 from longrl.models.vila_config import DOWNSAMPLING, PARTS, VilaConfig
 
@@ -218,7 +219,8 @@ def local_folder(source: str | Path) -> Path:
 def _fetched(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(hub_id, ignore_patterns=["*.py"]))
+    with hub_errors(hub_id):
+        return Path(snapshot_download(hub_id, ignore_patterns=["*.py"]))
 
 
 def _load_projector(folder: Path, config: VilaConfig) -> Projector:

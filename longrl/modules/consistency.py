@@ -44,6 +44,7 @@ class Consistency:
     """
 
     bonus: float = 0.5
+    """Added to the reward of a right and consistent completion, times its accuracy."""
     margin: float = 0.01
     """So much below the mean is as good."""
     most: float = 0.95

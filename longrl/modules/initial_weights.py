@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from longrl.io.checkpoint_files import META, check_files, load_file, load_shards, load_state, read_metadata
+from longrl.io.hub_errors import naming_option
 from longrl.models.base import CausalFamily
 from longrl.models.building import OWN_WEIGHTS
 from longrl.models.chunked_mlp import chunk_mlps
@@ -85,7 +86,9 @@ def plain_from(
         return family.build()
     checkpoint = find_checkpoint(source, option)
     if checkpoint is None:
-        return family.build(weights=source)
+        with naming_option(option):
+            return family.build(weights=source)
+    logger.info("loading weights of %s", checkpoint)
     check_by_ranks(checkpoint, world_axis())
     model = family.build(weights=None)
     load_checkpoint_weights(model, checkpoint, option, averaged)
@@ -202,6 +205,13 @@ def saved_weights(checkpoint: Path, averaged: bool = False) -> dict[str, Tensor]
         for name, average in averages_by_weight(saved).items():
             weights[name] = saved[average]
     return weights
+
+
+def saved_step(checkpoint: Path) -> int | None:
+    """Optimizer steps that a checkpoint was saved behind; None where it does not say so."""
+    file = checkpoint / META if checkpoint.is_dir() else checkpoint
+    step = load_file(file).get("global_step") if file.is_file() else None
+    return int(step) if isinstance(step, int) else None
 
 
 def fill_from_shards(folder: Path, targets: Mapping[str, Tensor], averaged: bool = False) -> None:

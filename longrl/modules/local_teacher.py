@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from longrl.algorithms.distillation import Distillation
 from longrl.features.cache import FeatureCache
+from longrl.io.hub_errors import naming_option
 from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
@@ -34,6 +35,7 @@ from longrl.strategies.fsdp import move_unsharded
 from longrl.types import Continuation, Features, PolicyOutput, Prompt
 
 INIT_FROM = f"{OPTION}.init_args.init_from"
+WEIGHTS = f"{OPTION}.init_args.family.init_args.model"
 
 
 class LocalTeacher(Teacher):
@@ -74,7 +76,8 @@ class LocalTeacher(Teacher):
 
     @override
     def setup(self, student: CausalFamily, distillation: Distillation, temperature: float = 1.0) -> None:
-        check_same_tokens(student, self.family)
+        with naming_option(WEIGHTS):
+            check_same_tokens(student, self.family)
         if self.init_from is not None:
             find_checkpoint(self.init_from, INIT_FROM)
         self.family.fp32_lm_head = student.fp32_lm_head
@@ -101,7 +104,8 @@ class LocalTeacher(Teacher):
 
     def _build(self) -> nn.Module:
         """The frozen model, without adapters, in the family's precision."""
-        model = plain_from(self.family, self.init_from, INIT_FROM)
+        with naming_option(WEIGHTS):
+            model = plain_from(self.family, self.init_from, INIT_FROM)
         model = compile_layers(self.family, chunk_mlps(self.family, model))
         return model.eval().requires_grad_(False)
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -247,20 +247,22 @@ class _SharedPrefix(torch.autograd.Function):
         return *grads, None, None
 
 
-shared_prefix_attention: Callable[[Tensor, Tensor, Tensor, tuple[GroupSpan, ...], float], Tensor]
-shared_prefix_attention = _SharedPrefix.apply
-"""Attention of packed groups with every prompt's keys used in place.
+def shared_prefix_attention(
+    query: Tensor, key: Tensor, value: Tensor, spans: tuple[GroupSpan, ...], scale: float
+) -> Tensor:
+    """Attention of packed groups with every prompt's keys used in place.
 
-Args:
-    query: [H, L, D].
-    key: [K, L, D]; K divides H.
-    value: [K, L, D].
-    spans: where the groups lie, one behind the other from row 0; tokens behind the last one get zeros.
-    scale: factor on the scores.
+    Args:
+        query: [H, L, D].
+        key: [K, L, D]; K divides H.
+        value: [K, L, D].
+        spans: where the groups lie, one behind the other from row 0; tokens behind the last one get zeros.
+        scale: factor on the scores.
 
-Returns:
-    [H, L, D].
-"""
+    Returns:
+        [H, L, D].
+    """
+    return _SharedPrefix.apply(query, key, value, spans, scale)
 
 
 def attend_all(

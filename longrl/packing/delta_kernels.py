@@ -75,12 +75,15 @@ def delta_kernel_for(rows: Tensor) -> DeltaKernel:
     return _select_kernel(rows.device, rows.dtype, os.environ.get(VARIABLE, "auto"))
 
 
+def delta_kernel_name(device: torch.device, dtype: torch.dtype) -> str:
+    """The name of `delta_kernel_for` such rows, as `LONGRL_DELTA_RULE` takes it."""
+    kernel = _select_kernel(device, dtype, os.environ.get(VARIABLE, "auto"))
+    return next(name for name, kind in _available_kernels(device, dtype).items() if kind is type(kernel))
+
+
 @functools.cache
 def _select_kernel(device: torch.device, dtype: torch.dtype, requested: str) -> DeltaKernel:
-    kernels: dict[str, type[DeltaKernel]] = {"eager": EagerDeltaKernel}
-    is_half = dtype in (torch.float16, torch.bfloat16)  # float32 it would round to tf32
-    if device.type == "cuda" and is_half and _has_fla(device):
-        kernels = {"fla": FlaDeltaKernel, **kernels}
+    kernels = _available_kernels(device, dtype)
     name = next(iter(kernels)) if requested == "auto" else requested
     if name not in kernels:
         raise ValueError(
@@ -90,6 +93,15 @@ def _select_kernel(device: torch.device, dtype: torch.dtype, requested: str) -> 
     kernel = kernels[name]()
     logger.info("gated delta rule on %s in %s: %s", device.type, dtype, name)
     return kernel
+
+
+def _available_kernels(device: torch.device, dtype: torch.dtype) -> dict[str, type[DeltaKernel]]:
+    """Kernels that run on such rows, the fastest first."""
+    kernels: dict[str, type[DeltaKernel]] = {"eager": EagerDeltaKernel}
+    is_half = dtype in (torch.float16, torch.bfloat16)  # float32 it would round to tf32
+    if device.type == "cuda" and is_half and _has_fla(device):
+        kernels = {"fla": FlaDeltaKernel, **kernels}
+    return kernels
 
 
 def _has_fla(device: torch.device) -> bool:

@@ -14,7 +14,6 @@ Letters: N rows of all sequences, H heads, D head size, S sequences, n rows of o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from longrl.packing.kernels import VarlenKernel, kernel_for
+from longrl.packing.kernels import Kernel, VarlenKernel, kernel_for
 
 ENCODER_ATTENTION_NAME = "longrl_varlen_flash"
 
@@ -67,12 +66,17 @@ def encoder_attention_forward(
     scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
     # [N, H, D], which is how the layer laid them out; under autocast rotary embeddings may return float32.
     query, key, value = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
-    kernel = kernel_for(query)
-    if isinstance(kernel, VarlenKernel):
+    kernel = encoder_kernel(kernel_for(query))
+    if kernel is not None:
         output = varlen_attention(query, key, value, cu_seq_lens_q.to(torch.int32), max_length_q, scale, kernel)
     else:
         output = equal_lengths_attention(query, key, value, cu_seq_lens_q, scale)
     return output[None], None
+
+
+def encoder_kernel(kernel: Kernel) -> VarlenKernel | None:
+    """The kernel that takes all sequences of a layer in one call; None if torch's attention is called per length."""
+    return kernel if isinstance(kernel, VarlenKernel) else None
 
 
 AttentionInterface.register(ENCODER_ATTENTION_NAME, encoder_attention_forward)
@@ -110,22 +114,24 @@ class _Varlen(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
-varlen_attention: Callable[[Tensor, Tensor, Tensor, Tensor, int, float, VarlenKernel], Tensor]
-varlen_attention = _Varlen.apply
-"""Attention of sequences of any lengths in one call of a kernel, and one backwards; the host waits for neither.
+def varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int, scale: float, kernel: VarlenKernel
+) -> Tensor:
+    """Attention of sequences of any lengths in one call of a kernel, and one backwards; the host waits for neither.
 
-Args:
-    query: [N, H, D].
-    key: [N, H, D].
-    value: [N, H, D].
-    cu_seqlens: [S + 1] int32 starts of the sequences, and N.
-    longest: rows of the longest one.
-    scale: factor on the scores.
-    kernel: computes it.
+    Args:
+        query: [N, H, D].
+        key: [N, H, D].
+        value: [N, H, D].
+        cu_seqlens: [S + 1] int32 starts of the sequences, and N.
+        longest: rows of the longest one.
+        scale: factor on the scores.
+        kernel: computes it.
 
-Returns:
-    [N, H, D].
-"""
+    Returns:
+        [N, H, D].
+    """
+    return _Varlen.apply(query, key, value, cu_seqlens, longest, scale, kernel)
 
 
 def equal_lengths_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:

@@ -86,7 +86,19 @@ def kernel_for(query: Tensor) -> Kernel:
     Raises:
         ValueError: the kernel named is unknown or does not run on these tensors.
     """
-    return _select_kernel(query.device, query.dtype, query.shape[-1], os.environ.get(VARIABLE, "auto"))
+    return kernel_of(query.device, query.dtype, query.shape[-1])
+
+
+def kernel_of(device: torch.device, dtype: torch.dtype, head_size: int) -> Kernel:
+    """`kernel_for` queries that are not there yet."""
+    return _select_kernel(device, dtype, head_size, os.environ.get(VARIABLE, "auto"))
+
+
+def kernel_name(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
+    """The name of `kernel_of`, as `LONGRL_ATTENTION` takes it."""
+    kernel = kernel_of(device, dtype, head_size)
+    available = _available_kernels(device, dtype, head_size)
+    return next(name for name, kind in available.items() if kind is type(kernel))
 
 
 @functools.cache

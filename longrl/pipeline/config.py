@@ -50,6 +50,7 @@ class CaptionOptions:
     boxes: bool = False
     """Ask for boxes of the main objects, for spatial questions with boxes."""
     decoding: Decoding = field(default_factory=lambda: Decoding(temperature=0.2, max_tokens=512))
+    """How captions are drawn."""
     attempts: int = 3
     """Times a clip is asked about, each with another seed, until the reply is usable."""
 
@@ -66,7 +67,9 @@ class TimelineOptions:
     max_missing_share: float = 0.2
     """A video with more clips without caption is left out."""
     decoding: Decoding = field(default_factory=lambda: Decoding(temperature=0.2, max_tokens=1024))
+    """How condensed captions are drawn."""
     attempts: int = 3
+    """Times a part is asked about, each with another seed, until the reply is usable."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "timeline.", max_missing_share=SHARE, attempts=COUNT)
@@ -81,13 +84,17 @@ class QuestionOptions:
     categories: tuple[str, ...] = CATEGORIES
     """Each needs a file in the prompts folder: `question_` and its name with `_` for spaces."""
     kinds: tuple[Kind, ...] = ("multiple_choice", "open_ended")
+    """Forms of questions that are asked for in every category."""
     per_video: int = 1
     """Questions of each category and kind about a video."""
     num_options: int = 4
+    """Options of a multiple-choice question, 2 to 8."""
     boxes: bool = False
     """Spatial questions name a box in thousandths of width and height and the second it is seen at."""
     decoding: Decoding = field(default_factory=lambda: Decoding(temperature=0.7, max_tokens=8192))
+    """How questions are drawn."""
     attempts: int = 3
+    """Times a video is asked about, each with another seed, until the reply is usable."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "question.", attempts=COUNT)
@@ -127,7 +134,9 @@ class RewriteOptions:
     timestamps: bool = False
     """Keep the times in the reasoning that SFT learns."""
     decoding: Decoding = field(default_factory=lambda: Decoding(temperature=0.7, max_tokens=2048))
+    """How rewritten reasoning is drawn."""
     attempts: int = 3
+    """Times a question is asked about, each with another seed, until the reply is usable."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "rewrite.", attempts=COUNT)
@@ -148,7 +157,9 @@ class FilterOptions:
     num_frames: int = 32
     """Frames of the video that the policy sees."""
     max_side: int = 448
+    """Longest side of a frame in pixels."""
     decoding: Decoding = field(default_factory=lambda: Decoding(temperature=1.0, max_tokens=2048))
+    """How answers are drawn; a temperature above 0, since several are compared."""
     open_ended: Literal["judge", "text_similarity"] = "judge"
     """Judge of open-ended answers."""
 
@@ -166,6 +177,7 @@ class ExportOptions:
     """Step export."""
 
     name: str = "My-LongVideo-Reason"
+    """Title of the data set's card."""
     eval_share: float = 0.05
     """Share of the videos; at least one if above 0."""
     sft_share: float = 1 / 3
@@ -192,6 +204,7 @@ class TraceOptions:
     media_root: str | None = None
     """Folder where their paths start; by default that of the file."""
     max_records: int | None = None
+    """Ask about the first so many records only; by default about all."""
     tools: str = "longrl.environments.video_tools.VideoTools"
     """The environment, as `rollout.environment.make`."""
     tool_options: dict[str, Any] = field(default_factory=dict)
@@ -201,9 +214,11 @@ class TraceOptions:
     num_frames: int = 16
     """Frames of the video that it sees before it calls a tool."""
     max_side: int = 448
+    """Longest side of a frame in pixels."""
     right_from: float = 1.0
     """Score from which an answer counts as right."""
     decoding: Decoding = field(default_factory=lambda: Decoding(temperature=0.7, max_tokens=4096))
+    """How each turn of a conversation is drawn."""
     attempts: int = 3
     """Conversations about a question, until one is kept."""
 
@@ -232,6 +247,7 @@ class PipelineConfig:
     judge: Endpoint | None = None
     """Compares open-ended answers: step filter."""
     judge_decoding: Decoding = field(default_factory=lambda: Decoding(temperature=0.0, max_tokens=512))
+    """How verdicts are drawn."""
     judge_attempts: int = 3
     """Times a judge is asked about an answer, until its reply has a score."""
     budget: Budget = field(default_factory=Budget)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from longrl.io.shipped_files import find_shipped
+
 NAME = re.compile(r"\{([a-z_]+)\}")
 
 
@@ -16,10 +18,11 @@ class Prompts:
     """
 
     def __init__(self, folder: str) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = (find_shipped(folder) or Path(folder)).expanduser()
         if not self.folder.is_dir():
             raise ValueError(
-                f"--prompts={folder} is no folder (working folder: {Path.cwd()}); give that of longvideo-reason/prompts"
+                f"--prompts={folder} is no folder (working folder: {Path.cwd()}); leave it out for those that ship, or "
+                "edit a copy of them (longrl recipes copy longvideo-reason/prompts)"
             )
 
     def text(self, name: str, **values: str) -> str:

@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from longrl.io.shipped_files import find_shipped, shipped_files
 from longrl.models.base import CausalFamily
 from longrl.models.model_types import check_model_type
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs" / "shapes"
+FOLDER = Path("configs/shapes")
 
 
 def find_config(family: CausalFamily) -> CausalFamily:
@@ -30,7 +31,7 @@ def find_config(family: CausalFamily) -> CausalFamily:
     """
     from transformers import AutoImageProcessor, AutoVideoProcessor
 
-    folder = FOLDER / family.model_path
+    folder = find_shipped(FOLDER / family.model_path) or FOLDER / family.model_path
     if (Path(family.model_path).expanduser() / "config.json").is_file():
         return family
     if (folder / "config.json").is_file():
@@ -47,11 +48,12 @@ def find_config(family: CausalFamily) -> CausalFamily:
     try:
         config = family.read_config(family.model_path)
     except (OSError, ValueError) as error:
-        shipped = sorted(path.parent.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/*/config.json"))
+        files = (Path(name) for name in shipped_files() if name.startswith(f"{FOLDER}/"))
+        shipped = [str(file.parent.relative_to(FOLDER)) for file in files if file.name == "config.json"]
         raise ValueError(
             f"plan needs the config of model.family.init_args.model={family.model_path!r}, which is no folder with a "
             f"config.json, not in the hub's local copy and none of the shipped {', '.join(shipped)}; put its "
-            f"config.json into {folder}"
+            f"config.json into {FOLDER / family.model_path}"
         ) from error
     check_model_type(family, config)
     family.config = config

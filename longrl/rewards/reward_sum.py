@@ -153,6 +153,7 @@ class RewardTerm:
     """A function, or where it is: an import path, or `file.py:function` from the working folder. It gets a `Completion`
     of text, or the frames of a generated picture or video, [F, 3, H, W] uint8 RGB, and the `Row` it was made for."""
     weight: float = 1.0
+    """Factor of the function's value in the sum; negative for a penalty."""
     name: str | None = None
     """The part's name in the logs; the function's own name when None."""
     frames_of: str = "all"
@@ -205,6 +206,7 @@ class RewardSum:
     """
 
     terms: list[RewardTerm]
+    """The functions that are summed up, at least one; each with its weight."""
     time_limit_s: float = 60.0
     """Seconds that a function of yours may take for one completion; for all of a rollout together, where it judges them
     so, five times as many. A completion that takes longer counts as failed. 0 is no limit."""

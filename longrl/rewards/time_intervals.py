@@ -37,7 +37,7 @@ def parse_intervals(text: str) -> list[Interval]:
     - "00:00:12,000 --> 00:00:20,500" (SRT);
     - "[12.5, 20]", `[[12, 20], [30, 40]]`, `{"start": 12, "end": 20}` and other JSON;
     - "starts at 12 s and ends at 20 s", "from 12 s until 20 s", "from 12 s for 8 s", "the 12th to the 20th second";
-    - "<12.0 seconds> to <20.0 seconds>" (Qwen3-VL's time marks), "From <t>12.0</t>s to <t>20.0</t>s" (Open-o3-Video);
+    - `<12.0 seconds> to <20.0 seconds>` (Qwen3-VL's time marks), `From <t>12.0</t>s to <t>20.0</t>s` (Open-o3-Video);
     - "12 and 20" and "12, 20" where no other time stands.
 
     A time without a unit takes the other's ("2 to 3 minutes"), else seconds. Frame numbers, percentages and dates are

@@ -50,14 +50,19 @@ class SyntheticConfig:
     """Options of the generator. Equal configs give equal records and equal decoded pixels."""
 
     num_train_videos: int = 400
+    """Videos whose questions go to train.jsonl."""
     num_eval_videos: int = 60
+    """Videos whose questions go to eval.jsonl; they share no story with the training videos."""
     num_pretrain_videos: int = 0
     """Videos with a description instead of questions, for the demo's base model; they share no story with the rest."""
     min_scenes: int = 4
+    """Fewest scenes of a video."""
     max_scenes: int = 5
+    """Most scenes of a video; more make longer videos and harder questions."""
     scene_s: float = 8.0
     """Seconds each scene lasts."""
     fps: int = 4
+    """Frames per second of the files."""
     size: int = 112
     """Height and width in pixels."""
     questions_per_video: int = 4
@@ -69,6 +74,7 @@ class SyntheticConfig:
     readings_per_video: int = 1
     """Rows per pretraining video that tell of a story in text."""
     seed: int = 0
+    """Decides all stories, pictures and questions."""
 
     def __post_init__(self) -> None:
         counts = {name: value for name, value in asdict(self).items() if re.match("num_|pretrain_|.*s_per_", name)}

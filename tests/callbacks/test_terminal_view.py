@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 
 from longrl.callbacks.live_display import LiveDisplay
@@ -44,6 +43,10 @@ def trainer(view, **options):
         "max_epochs": None,
         "num_training_batches": float("inf"),
         "is_global_zero": True,
+        "log_every_n_steps": 1,
+        "world_size": 1,
+        "precision": "32-true",
+        "strategy": SimpleNamespace(root_device=torch.device("cpu")),
         "callbacks": [watch, view],
         "loggers": [],
         "callback_metrics": {
@@ -83,7 +86,9 @@ def test_a_signal_is_told_on_the_screen_which_draws_over_its_line():
 def test_a_line_comes_at_the_first_step_at_multiples_and_at_the_end(module, capsys):
     view = TerminalView("auto", every_n_steps=10)  # the output of a test is no terminal
     train(view, trainer(view), module, 25)
-    lines = capsys.readouterr().out.splitlines()
+    first, question, answer, *lines = capsys.readouterr().out.splitlines()
+    assert (first, question) == ("first completion (row q1, reward 1)", "  question:   Which?")
+    assert answer == "  completion: <answer>B</answer>"
     assert [line.split(" | ")[0] for line in lines] == [
         "step 1/25 4%",
         "step 10/25 40%",
@@ -97,7 +102,8 @@ def test_a_line_comes_at_the_first_step_at_multiples_and_at_the_end(module, caps
 def test_a_rollout_of_several_steps_that_passes_a_multiple_is_told(module, capsys):
     view = TerminalView("plain", every_n_steps=10)
     train(view, trainer(view, max_steps=-1), module, 6, per_batch=4)
-    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()] == ["step 4", "step 12", "step 20"]
+    lines = capsys.readouterr().out.splitlines()[3:]  # behind the first completion
+    assert [line.split(" | ")[0] for line in lines] == ["step 4", "step 12", "step 20"]
 
 
 def test_other_ranks_say_nothing(module, capsys):
@@ -235,7 +241,8 @@ def test_fit_shows_lines_where_nobody_watches(tmp_path, capsys):
     values["rollout"]["max_resample_rounds"] = 0
     run(tmp_path / "run", values)
     out = capsys.readouterr().out
-    assert [line.split(" | ")[0] for line in out.splitlines()] == ["step 1/2 50%", "step 2/2 100%"]
+    assert out.startswith("first completion (row ")
+    assert [line.split(" | ")[0] for line in out.splitlines()[3:]] == ["step 1/2 50%", "step 2/2 100%"]
     assert all(figure in out for figure in ("reward ", "loss ", "entropy ", "grad norm ", "generate ", "tokens/s"))
 
 
@@ -249,5 +256,5 @@ def test_which_bar_a_trainer_has(tmp_path, monkeypatch, options, classes):
     del values["trainer"]["enable_progress_bar"]
     monkeypatch.setattr(LongRLCLI, "_run_subcommand", lambda self, subcommand: None)
     cli = LongRLCLI.run(arguments(tmp_path / "run", values, *options))
-    shown = [type(one) for one in cli.trainer.callbacks if isinstance(one, TerminalView | RichProgressBar)]
+    shown = [type(one) for one in cli.trainer.callbacks if isinstance(one, TerminalView)]
     assert shown == classes

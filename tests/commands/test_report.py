@@ -99,7 +99,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
     run = a_run(tmp_path / "one", 5, 1.0)
     with pytest.raises(ValueError, match="each run is named once"):
         compare_runs([run, f"{run}/"])
-    with pytest.raises(ValueError, match="holds neither a metrics.csv nor pictures"):
+    with pytest.raises(ValueError, match="is no folder"):
         compare_runs([run, str(tmp_path / "none")])
     with pytest.raises(ValueError, match="--num_sheets must be at least 0, got -1"):
         report_run(run, num_sheets=-1)
@@ -125,3 +125,18 @@ def test_each_run_has_its_timeline_and_the_ages_of_its_tokens(tmp_path):
     assert sorted(path.name for path in (tmp_path / "a" / "run" / "comparison").glob("*.png")) == [
         "learning_curves.png", "staleness_b_run.png", "timeline_a_run.png", "timeline_b_run.png"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("config.yaml", "holds a run without a step that was logged"),
+        ("tensorboard/events.out.tfevents.1", "holds metrics for TensorBoard alone"),
+        ("else", "holds neither a metrics.csv nor pictures"),
+    ],
+)
+def test_a_run_without_metrics_says_why(tmp_path, file, said):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    with pytest.raises(ValueError, match=said):
+        report_run(str(tmp_path))

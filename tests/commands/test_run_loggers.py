@@ -7,7 +7,7 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from longrl.commands import run_loggers
-from longrl.commands.run_loggers import ContinuedTensorBoard, make_loggers
+from longrl.commands.run_loggers import ContinuedTensorBoard, check_tensorboard, make_loggers, with_csv
 
 
 def wandb_of(folder, command="fit"):
@@ -95,3 +95,28 @@ def test_a_later_part_of_a_run_tells_tensorboard_from_where_it_repeats(tmp_path,
         ("loss", 0.5, 7),
         ("loss", 0.25, 8),
     )
+
+
+def test_a_users_loggers_have_metrics_csv_beside_them(tmp_path):
+    from lightning.pytorch.loggers import CSVLogger
+
+    own = WandbLogger(save_dir=str(tmp_path), offline=True)
+    kept, csv = with_csv(own, str(tmp_path), "fit")
+    assert kept is own
+    csv.log_metrics({"a": 1.0}, 3)
+    assert (tmp_path / "logs" / "version_0" / "metrics.csv").read_text().splitlines() == ["step,a", "3,1.0"]
+    assert with_csv([own], str(tmp_path), "test")[1].name == "test_logs"
+    lightnings = CSVLogger(str(tmp_path))
+    assert with_csv([lightnings], str(tmp_path), "fit") == [lightnings]
+
+
+@pytest.mark.parametrize("form", ["text", "mapping", "list"])
+def test_tensorboard_of_a_config_that_is_not_installed_is_one_line(monkeypatch, form):
+    monkeypatch.setattr(run_loggers, "find_spec", lambda name: None)
+    path = "lightning.pytorch.loggers.TensorBoardLogger"
+    given = {"text": path, "mapping": {"class_path": path}, "list": [{"class_path": path, "init_args": {}}]}[form]
+    with pytest.raises(ValueError, match=r"trainer.logger: TensorBoardLogger needs .*\(the extra `tensorboard`"):
+        check_tensorboard(given)
+    check_tensorboard(True)
+    check_tensorboard(None)
+    check_tensorboard({"class_path": "lightning.pytorch.loggers.CSVLogger"})

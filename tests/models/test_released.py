@@ -448,7 +448,7 @@ CASES = {
     "Qwen2.5-Omni": ("qwen2.5-omni", QwenOmniFamily, qwen2_5_omni_config, qwen2_5_omni),
     "Qwen3-Omni-30B-A3B": ("qwen3-omni", Qwen3OmniFamily, lambda: released("Qwen3-Omni-30B-A3B-Instruct"), qwen3_omni),
 }
-"""Model -> row of README's table, family, its config, and what its files hold."""
+"""Model -> row of the table in docs/families.md, family, its config, and what its files hold."""
 EVERY = pytest.mark.parametrize("model", CASES)
 PROVEN = [pytest.param(model, marks=proves("released files", case[0])) for model, case in CASES.items()]
 

@@ -1,4 +1,4 @@
-"""The memory that README promises is what `python -m longrl plan` says today."""
+"""The memory that the documents promise is what `python -m longrl plan` says today."""
 
 import json
 import re
@@ -13,18 +13,19 @@ HOUR = (
     "--frame_size=720x720", "--data.prompts_per_batch=1",
     "--model.family.init_args.max_pixels=112896", "--model.family.init_args.max_video_pixels=406425600",
 )  # fmt: skip
-README = "README.md"
+HOW_TO = "docs/how_to.md"
+RESULTS = "docs/results.md"
 PUBLISHED = {
-    "qwen2_5_vl_3b_hour_grpo": [([], README, r"\((\d+) and \d+ GiB by `plan`\)")],
-    "qwen2_5_vl_7b_hour_grpo": [([], README, r"\(\d+ and (\d+) GiB by `plan`\)")],
-    "qwen2_5_vl_3b_hour_grpo_lora": [([], README, r"`..._3b_hour_grpo_lora.yaml` on one GPU \((\d+) GiB\)")],
+    "qwen2_5_vl_3b_hour_grpo": [([], HOW_TO, r"\((\d+) and \d+ GiB by `plan`\)")],
+    "qwen2_5_vl_7b_hour_grpo": [([], HOW_TO, r"\(\d+ and (\d+) GiB by `plan`\)")],
+    "qwen2_5_vl_3b_hour_grpo_lora": [([], HOW_TO, r"`..._3b_hour_grpo_lora.yaml` on one GPU \((\d+) GiB\)")],
     "qwen2_5_vl_7b_longvideo_grpo_lora": [
-        ([], README, r"no reference model, (\d+) GiB of one GPU of 80 GB by `plan`"),
+        ([], HOW_TO, r"no reference model, (\d+) GiB of one GPU of 80 GB by `plan`"),
     ],
     "qwen2_5_vl_7b_longvideo_grpo": [
-        ([], README, r"where the full run needs (\d+) and its moments in host memory"),
-        (["--sp=8", *HOUR], README, r"needs\s(\d+) GiB per GPU on one node of 8 x 80 GB with 8 ranks per sequence"),
-        (["--sp=1", *HOUR], README, r"and (\d+) GiB with one\srank and all in one piece"),
+        ([], HOW_TO, r"where the full run needs (\d+) and its moments in host memory"),
+        (["--sp=8", *HOUR], RESULTS, r"needs\s(\d+) GiB per GPU on one node of 8 x 80 GB with 8 ranks per sequence"),
+        (["--sp=1", *HOUR], RESULTS, r"and (\d+) GiB with one\srank and all in one piece"),
     ],
 }
 """{recipe: [options, file, pattern of the number]}; tests/planning/test_recipes.py has the recipes' own headers."""

@@ -26,7 +26,7 @@ def plain_options(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3", "qwen2.5-vl", "qwen3.5", "qwen3-omni", "internvl3.5", "nvila"])
 def test_families_of_every_kind_pass(name):
-    """Text alone, windows, states, sound and experts, tiles, another layout; README's table proves the others."""
+    """Text alone, windows, states, sound and experts, tiles, another layout; docs/families.md proves the others."""
     report = check_family(FAMILIES[name].make(), **plain_options(name))
     assert report.checked.keys() | report.skipped.keys() == CLAIMS.keys() | NOT_RUN.keys()
     reads_text = {"patches", "features", "cached features"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,7 +14,10 @@ from typing_extensions import override
 from longrl.datamodules.loading.batches import EvalLoader, TrainLoader
 from longrl.datamodules.loading.curriculum import group_outcomes
 from longrl.datamodules.loading.loader import PromptStream
+from longrl.io.hub_errors import DATA, naming_option
 from longrl.types import Group, Metrics
+
+logger = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "test"]
 SPLITS: dict[str, tuple[Split, ...]] = {
@@ -75,7 +79,10 @@ class StreamedData(LightningDataModule, abc.ABC):
     def read(self, splits: Sequence[Split]) -> None:
         """Reads and checks those of the splits that are configured."""
         for split in splits:
-            if self.sources[split]:
+            if not self.sources[split]:
+                continue
+            logger.info("reading data.%s", split)
+            with naming_option(f"data.{split}", DATA):
                 self.read_split(split)
 
     # -- loaders -------------------------------------------------------------------------------------------------

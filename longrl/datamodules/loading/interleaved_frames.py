@@ -71,7 +71,7 @@ def single_frames(
 def interleaved_text(
     row: Row, options: Subtitles, images: Sequence[Frames], as_text: Callable[[str], str] = str
 ) -> str:
-    r"""What stands in place of `{subtitles}`: "<image>\n<image>\na line\n<image>", heading and ending around it.
+    r"""What stands in place of `{subtitles}`: `<image>\n<image>\na line\n<image>`, heading and ending around it.
 
     Args:
         row: with its video.

@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from math import gcd, lcm
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 from typing_extensions import override
 
 from longrl.datamodules.loading.row_order import RowOrder, permutation
-from longrl.datamodules.rows.sources import Record, read_records
+from longrl.datamodules.rows.sources import Record, read_records, stream_records
 
 T = TypeVar("T")
 LONGEST_CYCLE = 100_000
@@ -49,11 +50,26 @@ class DataSource:
     fields: dict[str, str] | None = None
     """Fields that each of its records gets, for sets whose files say by their names what is in them (MVBench's tasks);
     a record's own fields stay."""
+    streaming: bool = False
+    """Of a hub id: read its records as they arrive, in place of storing the set first. Rows stay in memory, and their
+    media are written below `media_root`, so that every epoch and a resumed run read the same."""
+    max_records: int | None = None
+    """Read only so many records, the first ones: a streamed set is not fetched any further."""
+
+    def __post_init__(self) -> None:
+        if self.max_records is not None and self.max_records < 1:
+            raise ValueError(f"max_records of {self.source} must be at least 1, got {self.max_records}; null reads all")
 
 
 def records_of(one: DataSource) -> Iterable[Record]:
-    """The records of a source, with the fields that it adds; see `read_records`."""
-    records, fields = read_records(one.source), one.fields
+    """The records of a source, with the fields that it adds; see `read_records` and `stream_records`."""
+    fields = one.fields
+    if one.streaming:
+        records: Iterable[Record] = stream_records(one.source, one.max_records)
+    else:
+        records = read_records(one.source)
+        if one.max_records is not None:
+            records = islice(records, one.max_records)
     return ({**fields, **record} for record in records) if fields else records
 
 

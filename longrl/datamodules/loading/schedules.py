@@ -29,6 +29,7 @@ class Schedule:
     steps: list[int] = field(default_factory=list)
     """Where values begin: the first is 0."""
     values: list[float] = field(default_factory=list)
+    """The number from each of `steps` on; as many as there are steps."""
     shape: Literal["constant", "linear"] = "constant"
     """Between two of `steps`: the earlier one's value, or a straight line. Behind the last one its value stays."""
     multiple_of: float | None = None

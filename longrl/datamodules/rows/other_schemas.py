@@ -1,14 +1,14 @@
-"""Which row function would read records that do not fit the one that is configured."""
+"""Which row function reads records: of a set that none is named for, and of those that do not fit the one that is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
 from longrl.datamodules.rows.lmms_eval import lmms_eval_row
 from longrl.datamodules.rows.published import canonical_row, video_r1_row
-from longrl.datamodules.rows.question_rows import RowFunction, make_rows, text_math_row
+from longrl.datamodules.rows.question_rows import RowFunction, longvideo_reason_row, make_rows, text_math_row
 from longrl.datamodules.rows.sources import Record
 from longrl.types import Row
 
@@ -19,6 +19,19 @@ MAX_TRIED = 100
 MAX_PASSED = 10_000
 """Records of which those that do not fit are looked for."""
 MEDIA_FIELDS = ("video", "videos", "image", "images", "audio", "audios", "path", "video_path", "video_name")
+
+
+def best_row_function(records: Sequence[Record], media_root: str | None) -> tuple[RowFunction, str | None]:
+    """The row function that reads most of the first records, and its import path, which is None if it reads none.
+
+    Args:
+        records: of a source.
+        media_root: of the source.
+    """
+    candidates = (TRIED[0], longvideo_reason_row, *TRIED[1:])
+    counts = [sum(_reads(function, record, media_root) for record in records[:MAX_TRIED]) for function in candidates]
+    best = candidates[counts.index(max(counts))]
+    return best, _import_path(best) if max(counts) else None
 
 
 def suggest_row_function(records: Iterable[Record], row_function: RowFunction, media_root: str | None) -> str | None:
@@ -39,9 +52,12 @@ def suggest_row_function(records: Iterable[Record], row_function: RowFunction, m
     best = max(counts, key=lambda function: counts[function])
     if not counts[best]:
         return None
-    name = getattr(best, "__name__", str(best))
     fits = f"{counts[best]} of the first {len(misfits)} of them" if len(misfits) > 1 else "this record"
-    return f"{fits} would be read by --data.row_function longrl.datamodules.rows.{name}"
+    return f"{fits} would be read by --data.row_function {_import_path(best)}"
+
+
+def _import_path(function: RowFunction) -> str:
+    return f"longrl.datamodules.rows.{getattr(function, '__name__', function)}"
 
 
 def _reads(function: RowFunction, record: Record, media_root: str | None) -> bool:

@@ -41,7 +41,7 @@ LABELLED = re.compile(r"\(?([A-Z]{1,2})[).:]\s")
 def longvideo_reason_row(record: Record, index: int, media_root: str | None = None) -> Row:
     """A record of LongVideo-Reason (arXiv:2507.07966), of the synthetic data, or of other media in the same schema.
 
-    Fields: `problem` and `answer` ("<answer>B</answer>" or plain) are needed; `problem_id`, `data_type`,
+    Fields: `problem` and `answer` (`<answer>B</answer>` or plain) are needed; `problem_id`, `data_type`,
     `problem_type` (the category), `reasoning`, `videos`, `images` and `audios` (`record_media.py` says in which forms)
     and `task` may be absent or null, and `metadata` (such as the `tolerance` of a number) too. A record whose
     `data_type` is `video`, `image` or `audio` must have one. A record of `messages` is read by `chat_row`.

@@ -7,9 +7,11 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from longrl.io.hub_errors import DATA, HubError, hub_errors
 from longrl.io.jsonl import parse_json, read_jsonl
 from longrl.io.text_files import read_utf8, utf8_file
 
@@ -56,6 +58,39 @@ def read_records(source: str | Path) -> Sequence[Record]:
     if not len(records):
         raise ValueError(f"{source} holds no record; give a source with at least one")
     return records
+
+
+def stream_records(source: str, max_records: int | None = None) -> Iterator[Record]:
+    """The records of a hub data set as they arrive, in the order of its files: the set is never stored.
+
+    Args:
+        source: a hub id, as `read_records` takes it, without a slice of the split.
+        max_records: reading ends behind so many; None for all.
+
+    Raises:
+        ValueError: no hub id, nothing there, or the connection broke.
+    """
+    hub = None if Path(source).suffix in FILE_SUFFIXES else HUB_SOURCE.fullmatch(source)
+    if hub is None:
+        raise ValueError(
+            f"streaming is for a hub id owner/name:split, got {source!r}; leave it out, for files are read as they are"
+        )
+    if "[" in (hub["split"] or ""):
+        raise ValueError(f"a streamed split has no slices, got {source!r}; give max_records in place of the slice")
+    count = 0
+    try:
+        for record in _stream_hub(hub["name"], hub["config"], hub["split"] or "train", max_records):
+            count += 1
+            yield record
+    except HubError:
+        raise
+    except Exception as error:  # the library raises many kinds, and those of the network
+        raise ValueError(
+            f"the data set {source!r} could not be streamed from record {count} on: {_one_line(error)}; check the "
+            "name and the network, or read it without streaming, which keeps a copy"
+        ) from error
+    if not count:
+        raise ValueError(f"{source} holds no record; give a source with at least one")
 
 
 def media_root_of(source: str | Path) -> str | None:
@@ -126,7 +161,10 @@ def _read_hub(name: str, config: str | None, split: str) -> Sequence[Record]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, config, split=split)
+        with hub_errors(f"{name}:{split}", DATA, f"give a local {', '.join(FILE_SUFFIXES)} file"):
+            rows = datasets.load_dataset(name, config, split=split)
+    except HubError:
+        raise
     except Exception as error:  # the library raises many kinds: no network, no such name, no such split
         part = f" of configuration {config!r}" if config else ""
         raise ValueError(
@@ -139,6 +177,15 @@ def _read_hub(name: str, config: str | None, split: str) -> Sequence[Record]:
         if undecoded != feature:
             rows = rows.cast_column(column, undecoded)
     return rows
+
+
+def _stream_hub(name: str, config: str | None, split: str, max_records: int | None) -> Iterator[Record]:
+    import datasets
+
+    with hub_errors(f"{name}:{split}", DATA, f"give a local {', '.join(FILE_SUFFIXES)} file"):
+        rows = datasets.load_dataset(name, config, split=split, streaming=True)
+    rows = rows.decode(False)  # videos, images and sounds as they are stored
+    yield from islice(rows, max_records)  # `take` of the library asks for one batch more
 
 
 def _undecoded(feature: Any) -> Any:
