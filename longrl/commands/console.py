@@ -46,6 +46,14 @@ def quiet_libraries() -> None:
         logging.getLogger(name).addFilter(is_for_users)
 
 
+def quiet_bars() -> None:
+    """Leaves out the bars of transformers where no terminal redraws them: in a log each is a line of fragments."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        from transformers.utils import logging as bars
+
+        bars.disable_progress_bar()
+
+
 def is_for_users(record: logging.LogRecord) -> bool:
     """False of a line that `LINES` leaves out."""
     text = record.getMessage()

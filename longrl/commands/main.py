@@ -7,8 +7,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from longrl.commands.aliases import without_aliases
-from longrl.commands.console import quiet_libraries, speak
+from longrl.commands.aliases import nearest_command, without_aliases
+from longrl.commands.console import quiet_bars, quiet_libraries, speak
 from longrl.commands.failures import keep_tracebacks_in, tell_error
 from longrl.commands.renamed import current_arguments
 from longrl.commands.shipped_paths import with_shipped_files
@@ -122,6 +122,7 @@ def dispatch(command: str, args: list[str]) -> None:
     quiet_libraries()
     if command in SLOW_IMPORTS and "torch" not in sys.modules and not any("help" in arg for arg in args):
         logger.info("importing torch, lightning and transformers")
+        quiet_bars()
     if command in ("-h", "--help"):
         sys.stdout.write(usage())
         return
@@ -154,8 +155,11 @@ def call(command: str, args: list[str]) -> None:
     elif command in OTHER_COMMANDS:
         importlib.import_module(OTHER_COMMANDS[command][0]).main(args[1:])
     else:
-        commands = ", ".join([*TRAINER_COMMANDS, *OTHER_COMMANDS])
-        raise ValueError(f"unknown command {command!r}; choose one of {commands}")
+        commands = [*TRAINER_COMMANDS, *OTHER_COMMANDS]
+        nearest = nearest_command(command, commands)
+        meant = f"did you mean {nearest}? The others are" if nearest else "choose one of"
+        others = ", ".join(name for name in commands if name != nearest)
+        raise ValueError(f"unknown command {command!r}; {meant} {others}")
 
 
 def usage() -> str:

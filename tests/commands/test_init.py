@@ -80,7 +80,7 @@ def test_what_is_wrong_with_own_records_is_said(clips, tmp_path):
     said = write_start(str(tmp_path / "run"), videos=str(clips), questions=str(file))
     assert "7 of 8 records are read by longrl.datamodules.rows.canonical_row; the first that is not: " in said
     assert "an elephant" in said
-    assert "2 of 5 videos cannot be used\n" in said
+    assert "2 of 6 videos cannot be used\n" in said
     assert f"  {clips / 'gone.mp4'}: the file does not exist\n" in said
     assert f"  {tmp_path / 'clips' / 'torn.mp4'}: it cannot be decoded" in said
     assert "3 of 8 records cannot be used, and a run ends above data.max_skipped_share=0.05: mend them" in said

@@ -1,5 +1,6 @@
 """examples/own_videos: from a folder of videos and questions to an exported model that transformers asks."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -8,6 +9,9 @@ from unittest import mock
 import pytest
 
 from longrl.commands.main import main
+from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.io.jsonl import write_jsonl
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "own_videos"
@@ -43,3 +47,33 @@ def test_the_whole_walk_from_another_folder(tmp_path, monkeypatch, capsys):
     ask = runpy.run_path("start/ask.py")["main"]
     ask("start/exported", str(clips / "train_000000.mp4"), "What comes next?")
     assert capsys.readouterr().out.strip()
+
+
+SHARE = "data.max_skipped_share=0.05 of the train rows may be skipped, but "
+OUTSIDE = "1 of 1 rows name media that may not be read"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "in_docs"),
+    [
+        ({"question": None}, "needs 'question', which is empty", "needs 'question', which is missing"),
+        (
+            {"answer": "beer"},
+            "must be one of the options A, B, C, D, got 'beer'",
+            "the answer must be one of the options",
+        ),
+        ({"video": "gone.mp4"}, f"{SHARE}1 of all 1 cannot be used", SHARE),
+        ({"video": "gone.mp4"}, "gone.mp4: the file does not exist", "the file does not exist"),
+        ({"video": "/etc/hostname"}, OUTSIDE, OUTSIDE),
+    ],
+)
+def test_the_messages_that_the_page_explains_are_those_that_come(changes, said, in_docs, tmp_path):
+    record = {"video": "clip.mp4", "question": "What?", "options": ["tea", "milk", "oil", "water"], "answer": "tea"}
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    file = write_jsonl(tmp_path / "train.jsonl", [record | changes])
+    family = Qwen2_5_VLFamily(str(ROOT / "configs" / "demo" / "base"))
+    row_function = "longrl.datamodules.rows.canonical_row"
+    data = LongVideoReason(family, train=str(file), row_function=row_function, skipped_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        data.setup("fit")
+    assert in_docs in (ROOT / "docs" / "own_videos.md").read_text()
