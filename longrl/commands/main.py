@@ -133,10 +133,21 @@ def dispatch(command: str, args: list[str]) -> None:
             return
     if asks_for_class(args):
         from longrl.commands.help_text import import_classes
-        from longrl.commands.parsers import read_descriptions
+        from longrl.commands.parsers import described_fields
 
-        read_descriptions()
         import_classes()
+        with described_fields():
+            call(command, args)
+        return
+    call(command, args)
+
+
+def call(command: str, args: list[str]) -> None:
+    """Calls a command that is to do something, `args` with its name first.
+
+    Raises:
+        ValueError: there is no such command.
+    """
     if command in TRAINER_COMMANDS:
         from longrl.commands.trainer import LongRLCLI
 
