@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 import time
 import warnings
+from importlib.util import find_spec
 
 from typing_extensions import override
 
@@ -46,12 +48,17 @@ def quiet_libraries() -> None:
         logging.getLogger(name).addFilter(is_for_users)
 
 
-def quiet_bars() -> None:
-    """Leaves out the bars of transformers where no terminal redraws them: in a log each is a line of fragments."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        from transformers.utils import logging as bars
+def quiet_bars(command: str) -> None:
+    """Leaves out the bars of libraries that load weights where no terminal redraws them: each is a line of fragments.
 
-        bars.disable_progress_bar()
+    Args:
+        command: that loads them; diffusers is loaded for its own alone.
+    """
+    if sys.stderr is not None and sys.stderr.isatty():
+        return
+    libraries = ["transformers", *(["diffusers"] if command == "diffusion" and find_spec("diffusers") else [])]
+    for library in libraries:
+        importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
 
 
 def is_for_users(record: logging.LogRecord) -> bool:
