@@ -29,10 +29,12 @@ LINES = {
         "GPU available:",  # `fit` says the devices that it uses
         "TPU available:",
         "HPU available:",
+        "distributed_backend=",  # between rules; `fit` says how many processes meet
         "`Trainer.fit` stopped:",  # the end of the command says so
     ),
     "lightning.fabric.utilities.seed": ("Seed set to",),
     "lightning.fabric.utilities.rank_zero": ("Seed set to",),
+    "lightning.fabric.utilities.distributed": ("Initializing distributed:",),  # a line of each rank
     "lightning.pytorch.accelerators.cuda": ("LOCAL_RANK:",),
     "vllm.triton_utils.importing": ("Triton is installed, but doesn't include CPU backend",),
     "huggingface_hub.utils._http": ("Retrying in",),  # the line before says why
