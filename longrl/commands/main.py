@@ -122,7 +122,7 @@ def dispatch(command: str, args: list[str]) -> None:
     quiet_libraries()
     if command in SLOW_IMPORTS and "torch" not in sys.modules and not any("help" in arg for arg in args):
         logger.info("importing torch, lightning and transformers")
-        quiet_bars()
+        quiet_bars(command)
     if command in ("-h", "--help"):
         sys.stdout.write(usage())
         return
