@@ -21,15 +21,15 @@ import yaml
 from jsonargparse import ArgumentParser
 
 import longrl
+from longrl.commands.parsers import described_fields
 
 CONFIGS = Path(longrl.__file__).parents[1] / "configs"
 WIDTH = 100
 INDENT = " " * 6
 NOT_SHOWN = ("_ActionConfigLoad", "_ActionHelpClassPath", "ActionLink", "_HelpAction")
 """Kinds of actions that set no option: those of groups, of help and of links."""
-CONFIG_HELP = (
-    "A YAML file of options. Several compose: later ones win, key by key, and options of the command line win over files."
-)
+CONFIG_HELP = """A YAML file of options. Several compose: later ones win, key by key, and options of the command line
+win over files."""
 PACKAGES = (
     "longrl.callbacks", "longrl.chat", "longrl.datamodules", "longrl.diffusion", "longrl.engines",
     "longrl.environments", "longrl.evaluation", "longrl.models", "longrl.modules", "longrl.rewards",
@@ -111,7 +111,8 @@ def classes_of(hint: Any) -> list[type]:
 
 def is_closed(one: type) -> bool:
     """True of a dataclass of longrl without subclasses, whose fields are options themselves."""
-    return dataclasses.is_dataclass(one) and not one.__subclasses__() and one.__module__.startswith("longrl.")
+    ours = [below for below in one.__subclasses__() if below.__module__.startswith("longrl.")]
+    return dataclasses.is_dataclass(one) and not ours and one.__module__.startswith("longrl.")
 
 
 def class_parser(one: type, prefix: str | None = None) -> ArgumentParser:
@@ -124,7 +125,8 @@ def class_parser(one: type, prefix: str | None = None) -> ArgumentParser:
 @functools.cache
 def options_of_class(one: type) -> Sequence[Option]:
     """What a class takes."""
-    return options_of(class_parser(one))
+    with described_fields():
+        return options_of(class_parser(one))
 
 
 def _values(action: argparse.Action, hint: Any) -> str:
@@ -258,7 +260,7 @@ def _subclasses(base: type) -> list[type]:
 def _can_be_named(one: type) -> bool:
     path = f"{one.__module__}.{one.__qualname__}"
     hidden = inspect.isabstract(one) or getattr(one, "_is_protocol", False) or "._" in path or "<" in path
-    hidden |= one.__name__ in ALWAYS_THERE or dataclasses.is_dataclass(one) and path.startswith("longrl.types.")
+    hidden |= one.__name__ in ALWAYS_THERE or (dataclasses.is_dataclass(one) and path.startswith("longrl.types."))
     return path.startswith("longrl.") and not path.startswith(OWN_PARTS) and not hidden
 
 

@@ -122,7 +122,7 @@ def dispatch(command: str, args: list[str]) -> None:
     quiet_libraries()
     if command in SLOW_IMPORTS and "torch" not in sys.modules and not any("help" in arg for arg in args):
         logger.info("importing torch, lightning and transformers")
-        quiet_bars()
+        quiet_bars(command)
     if command in ("-h", "--help"):
         sys.stdout.write(usage())
         return
@@ -133,10 +133,21 @@ def dispatch(command: str, args: list[str]) -> None:
             return
     if asks_for_class(args):
         from longrl.commands.help_text import import_classes
-        from longrl.commands.parsers import read_descriptions
+        from longrl.commands.parsers import described_fields
 
-        read_descriptions()
         import_classes()
+        with described_fields():
+            call(command, args)
+        return
+    call(command, args)
+
+
+def call(command: str, args: list[str]) -> None:
+    """Calls a command that is to do something, `args` with its name first.
+
+    Raises:
+        ValueError: there is no such command.
+    """
     if command in TRAINER_COMMANDS:
         from longrl.commands.trainer import LongRLCLI
 

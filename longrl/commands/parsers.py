@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
@@ -33,9 +34,14 @@ def distrust_values() -> None:
 distrust_values()
 
 
-def read_descriptions() -> None:
-    """Has parsers that are made from now on describe fields of dataclasses; it takes longer, and only help needs it."""
+@contextlib.contextmanager
+def described_fields() -> Iterator[None]:
+    """Has parsers that are made meanwhile describe fields of dataclasses; it takes longer, and only help needs it."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    try:
+        yield
+    finally:
+        set_parsing_settings(docstring_parse_attribute_docstrings=False)
 
 
 UNKNOWN = re.compile(

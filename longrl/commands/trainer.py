@@ -150,7 +150,8 @@ class LongRLCLI(LightningCLI):
             "--resume",
             type=Resume | None,
             default=None,
-            help="`auto` goes on from the last good checkpoint in run_dir, or begins where there is none; of `fit` alone",
+            help="`auto` goes on from the last good checkpoint in run_dir, or begins where there is none; of `fit` "
+            "alone",
         )
         parser.add_argument(
             "--base_weights",
@@ -175,12 +176,17 @@ class LongRLCLI(LightningCLI):
             type=str | None,
             default=None,
             metavar="DIR",
-            help="write the trace, the slowest operators and the GPU's memory of one step to this folder; of `fit` alone",
+            help="write the trace, the slowest operators and the GPU's memory of one step to this folder; of `fit` "
+            "alone",
         )
         # Without a reward there is no rollout callback, as for SFT that does not generate: hence no required option.
         parser.add_class_arguments(self.rollout_class, "rollout", skip={"reward"}, instantiate=False, sub_configs=True)
         parser.add_argument(
-            "--rollout.reward", type=RewardSum | None, default=None, sub_configs=True, help="what scores completions; RL needs one"
+            "--rollout.reward",
+            type=RewardSum | None,
+            default=None,
+            sub_configs=True,
+            help="what scores completions; RL needs one",
         )
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_top_k": 0})
@@ -359,6 +365,8 @@ class LongRLCLI(LightningCLI):
         """`Trainer.fit`, whose end is that of all ranks of the run: Lightning calls it in its place."""
         command = resume_command(self.prog, self.given)
         how_to_go_on = functools.partial(advice, command, self._get(self.config, "run_dir"))
+        if self.trainer.world_size > 1:
+            logger.info("%d processes meet: the first waits for all of them", self.trainer.world_size)
         with ending_of_run(self.trainer, how_to_go_on):
             self.trainer.fit(model, **options)
 

@@ -28,8 +28,8 @@ from longrl.commands.help_text import (
     render_classes,
     sections_of,
 )
-from longrl.commands.main import dispatch
-from longrl.commands.parsers import ShortErrors, read_descriptions, subparsers
+from longrl.commands.main import call
+from longrl.commands.parsers import ShortErrors, described_fields, subparsers
 from longrl.commands.show_help import SECTIONS, page_file
 
 _TEXTS = yaml.safe_load(files(__package__).joinpath("help_heads.yaml").read_text())
@@ -59,7 +59,6 @@ def pages(commands: Sequence[str] | None = None) -> dict[str, str]:
         ValueError: two commands would share a section and differ in it.
     """
     import_classes()
-    read_descriptions()
     written: dict[str, str] = {}
     for command in HEADS if commands is None else commands:
         for name, text in pages_of(command).items():
@@ -72,7 +71,7 @@ def pages_of(command: str) -> dict[str, str]:
     """A command's own page, and its sections that it shares with others."""
     if command == "diffusion":
         return {command: head(command)}
-    options = options_of(parser_of(command))
+    options = options_of_command(command)
     prefix = "diffusion_" if command.startswith("diffusion ") else ""
     shared = {}
     own = [head(command, options)]
@@ -88,18 +87,18 @@ def pages_of(command: str) -> dict[str, str]:
     return {command: "\n".join(own), **shared}
 
 
-def parser_of(command: str) -> ArgumentParser:
-    """The parser of a command, as it stands when the command would parse its options."""
+def options_of_command(command: str) -> list[Option]:
+    """The options of a command, as its parser stands when it would parse them."""
     args = [*command.split(), *NEEDED.get(command, [])]
-    with patch.object(ShortErrors, "parse_args", _stop_with):
+    with described_fields(), patch.object(ShortErrors, "parse_args", _stop_with):
         try:
-            dispatch(args[0], args)
+            call(args[0], args)
         except _Ready as ready:
-            return next(iter(subparsers(ready.parser, command.split()[-1:])), ready.parser)
+            return options_of(next(iter(subparsers(ready.parser, command.split()[-1:])), ready.parser))
     raise AssertionError(f"{command} has parsed nothing")
 
 
-class _Ready(Exception):  # noqa: N818
+class _Ready(Exception):
     def __init__(self, parser: ArgumentParser) -> None:
         self.parser = parser
 
