@@ -127,7 +127,7 @@ def test_identifiers_that_are_named_exist(document):
 def exists(dotted: str) -> bool:
     """Whether a dotted name is a module, or something in one."""
     parts = dotted.split(".")
-    for count in range(len(parts), 1, -1):
+    for count in range(len(parts), 0, -1):
         module = ".".join(parts[:count])
         try:
             found = importlib.util.find_spec(module)

@@ -106,7 +106,8 @@ class TerminalView(ProgressBar):
         self._total = total_steps(trainer, pl_module)
         self._end_of_last = time.perf_counter()
         if self.every_n_steps is None:
-            self.every_n_steps = min(trainer.log_every_n_steps, LINE_EVERY) or LINE_EVERY
+            logged_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning does not declare it
+            self.every_n_steps = min(logged_every, LINE_EVERY) or LINE_EVERY
         if self._is_enabled:
             logger.info("%s", start_line(trainer, self._total))
         if self._is_enabled and self._is_live():

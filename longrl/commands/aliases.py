@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 
 _FILES = {
@@ -92,6 +93,26 @@ ALIASES: Mapping[str, Mapping[str, str]] = {
 """Command -> its short names and the options that they stand for; a command's own options are never among them."""
 
 
+OTHER_COMMANDS = {
+    "train": "fit",
+    "sft": "fit",
+    "grpo": "fit",
+    "dpo": "fit",
+    "rlhf": "fit",
+    "eval": "evaluate",
+    "infer": "predict",
+    "generate": "predict",
+    "deploy": "serve",
+}
+"""What other tools call commands -> the one here."""
+
+
+def nearest_command(name: str, commands: Sequence[str]) -> str:
+    """The command that a name is meant for; "" where none is near."""
+    near = difflib.get_close_matches(name, commands, n=1)
+    return OTHER_COMMANDS.get(name) or next(iter(near), "")
+
+
 def command_of(args: Sequence[str]) -> str:
     """The command that a command line begins with, as `ALIASES` names it: `diffusion fit` is one."""
     return " ".join(args[:2]) if args[:1] == ["diffusion"] else " ".join(args[:1])
@@ -134,7 +155,8 @@ def without_aliases(args: Sequence[str]) -> list[str]:
         if not equals and value.startswith("--"):
             raise ValueError(f"--{short} needs a value behind it; it is short for --{aliases[short]}")
         given[short] = value
-    files, values = [], []
+    files: list[str] = []
+    values: list[str] = []
     for short, option in aliases.items():  # in the order of the table: a family before its weights
         if short in given:
             (files if option in _FILES.values() else values).append(f"--{option}={given[short]}")

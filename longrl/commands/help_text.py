@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 import json
@@ -19,20 +21,23 @@ import yaml
 from jsonargparse import ArgumentParser
 
 import longrl
+from longrl.commands.parsers import described_fields
 
+CONFIGS = Path(longrl.__file__).parents[1] / "configs"
 WIDTH = 100
 INDENT = " " * 6
 NOT_SHOWN = ("_ActionConfigLoad", "_ActionHelpClassPath", "ActionLink", "_HelpAction")
 """Kinds of actions that set no option: those of groups, of help and of links."""
-CONFIG_HELP = (
-    "A YAML file of options. Several compose: later ones win, key by key, and options of the command line win over files."
-)
+CONFIG_HELP = """A YAML file of options. Several compose: later ones win, key by key, and options of the command line
+win over files."""
 PACKAGES = (
     "longrl.callbacks", "longrl.chat", "longrl.datamodules", "longrl.diffusion", "longrl.engines",
     "longrl.environments", "longrl.evaluation", "longrl.models", "longrl.modules", "longrl.rewards",
     "longrl.strategies",
 )  # fmt: skip
 """Where the classes are that a config can name."""
+WITHIN_VLLM = ("_vllm", ".vllm_extension")
+"""Modules of vLLM's own processes, which load all of vLLM."""
 OWN_PARTS = ("longrl.commands", "longrl.testing")
 """Packages whose subclasses no config names."""
 ALWAYS_THERE = (
@@ -47,8 +52,9 @@ def import_classes() -> None:
     """Imports all modules whose classes a config can name, so that they are known as subclasses."""
     for package in map(importlib.import_module, PACKAGES):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if "vllm_extension" not in module.name:  # of vLLM's own processes
-                importlib.import_module(module.name)
+            if not module.name.endswith(WITHIN_VLLM):
+                with contextlib.suppress(ImportError):  # of an extra that is not installed
+                    importlib.import_module(module.name)
 
 
 # ---- options ----
@@ -105,7 +111,8 @@ def classes_of(hint: Any) -> list[type]:
 
 def is_closed(one: type) -> bool:
     """True of a dataclass of longrl without subclasses, whose fields are options themselves."""
-    return dataclasses.is_dataclass(one) and not one.__subclasses__() and one.__module__.startswith("longrl.")
+    ours = [below for below in one.__subclasses__() if below.__module__.startswith("longrl.")]
+    return dataclasses.is_dataclass(one) and not ours and one.__module__.startswith("longrl.")
 
 
 def class_parser(one: type, prefix: str | None = None) -> ArgumentParser:
@@ -115,19 +122,28 @@ def class_parser(one: type, prefix: str | None = None) -> ArgumentParser:
     return parser
 
 
+@functools.cache
+def options_of_class(one: type) -> Sequence[Option]:
+    """What a class takes."""
+    with described_fields():
+        return options_of(class_parser(one))
+
+
 def _values(action: argparse.Action, hint: Any) -> str:
     if type(action).__name__ == "ActionYesNo":
         return "true or false"
     if action.choices is not None and not isinstance(action.choices, dict):
         return " or ".join(map(str, action.choices))
-    return "" if action.nargs == 0 else type_text(hint)
+    return "" if action.nargs == 0 or type(action).__name__ == "_ActionPrintConfig" else type_text(hint)
 
 
 def type_text(hint: Any) -> str:
     """A type in the words of a help page, such as `int or null`."""
     origin, args = get_origin(hint), get_args(hint)
-    if hint is None or hint is type(None):
+    if hint is type(None):
         return "null"
+    if hint is None:  # plain argparse's
+        return "text"
     if hint is bool:
         return "true or false"
     if origin in (Union, types.UnionType):
@@ -157,8 +173,10 @@ def render(option: Option) -> str:
 
 
 def plain(text: str) -> str:
-    """A description without the marks of reStructuredText, in one paragraph."""
-    return " ".join(text.replace("``", "`").split())
+    """A description as a sentence, in one paragraph and without the marks of reStructuredText."""
+    words = " ".join(text.replace("``", "`").split())
+    sentence = words[:1].upper() + words[1:]
+    return sentence if not sentence or sentence.endswith((".", "!", "?", "```")) else f"{sentence}."
 
 
 def _default_text(value: Any) -> str:
@@ -183,10 +201,10 @@ def _wrapped(text: str) -> list[str]:
 # ---- sections ----
 
 
-def sections_of(parser: ArgumentParser) -> dict[str, str]:
-    """The options of a parser by the group that their names begin with; "" has those without one."""
+def sections_of(options: Sequence[Option]) -> dict[str, str]:
+    """Options as text, by the group that their names begin with; "" has those without one."""
     listed: dict[str, list[Option]] = {}
-    for option in options_of(parser):
+    for option in options:
         group, dot, _ = option.name.removeprefix("--").partition(".")
         listed.setdefault(group if dot else "", []).append(option)
     in_order = sorted(listed, key=lambda name: ORDER.index(name) if name in ORDER else 0)
@@ -207,17 +225,17 @@ class Known:
     classes: Sequence[type]
 
 
-def known_classes(parser: ArgumentParser, files: dict[str, list[str]]) -> list[Known]:
+def known_classes(options: Sequence[Option], files: dict[str, list[str]]) -> list[Known]:
     """For each option that takes a class: those of longrl; and of these again, what they take.
 
     Args:
-        parser: of a command.
+        options: of a command.
         files: as `files_by_class` finds them. A base class that none of them names is left out.
     """
     found: list[Known] = []
     seen: set[type] = set()
-    options = sorted(options_of(parser), key=lambda option: option.name.startswith("--trainer."))
-    waiting = [(option.name, one) for option in options for one in option.classes]
+    in_order = sorted(options, key=lambda option: option.name.startswith("--trainer."))
+    waiting = [(option.name, one) for option in in_order for one in option.classes]
     while waiting:
         name, base = waiting.pop(0)
         if base in seen or is_closed(base):
@@ -228,7 +246,7 @@ def known_classes(parser: ArgumentParser, files: dict[str, list[str]]) -> list[K
         if leaves:
             found.append(Known(name, leaves))
         for one in leaves:
-            for inner in options_of(class_parser(one)):
+            for inner in options_of_class(one):
                 inner_name = f"{name}.init_args.{inner.name.removeprefix('--')}"
                 waiting += [(inner_name, inner_class) for inner_class in inner.classes]
     return found
@@ -242,7 +260,7 @@ def _subclasses(base: type) -> list[type]:
 def _can_be_named(one: type) -> bool:
     path = f"{one.__module__}.{one.__qualname__}"
     hidden = inspect.isabstract(one) or getattr(one, "_is_protocol", False) or "._" in path or "<" in path
-    hidden |= one.__name__ in ALWAYS_THERE or dataclasses.is_dataclass(one) and path.startswith("longrl.types.")
+    hidden |= one.__name__ in ALWAYS_THERE or (dataclasses.is_dataclass(one) and path.startswith("longrl.types."))
     return path.startswith("longrl.") and not path.startswith(OWN_PARTS) and not hidden
 
 
@@ -265,7 +283,8 @@ def first_sentence(one: Any) -> str:
     return re.split(r"(?<=(?<!sec)(?<!e\.g)\.) (?=[A-Z`])", paragraph)[0]
 
 
-def files_by_class(configs: Path) -> dict[str, list[str]]:
+@functools.cache
+def files_by_class(configs: Path = CONFIGS) -> dict[str, list[str]]:
     """Name of a class -> pieces of `configs/` that name it."""
     found: dict[str, list[str]] = {}
     for path in sorted(configs.glob("*/*.yaml")):

@@ -7,8 +7,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from longrl.commands.aliases import without_aliases
-from longrl.commands.console import quiet_libraries, speak
+from longrl.commands.aliases import nearest_command, without_aliases
+from longrl.commands.console import quiet_bars, quiet_libraries, speak
 from longrl.commands.failures import keep_tracebacks_in, tell_error
 from longrl.commands.renamed import current_arguments
 from longrl.commands.shipped_paths import with_shipped_files
@@ -122,6 +122,7 @@ def dispatch(command: str, args: list[str]) -> None:
     quiet_libraries()
     if command in SLOW_IMPORTS and "torch" not in sys.modules and not any("help" in arg for arg in args):
         logger.info("importing torch, lightning and transformers")
+        quiet_bars(command)
     if command in ("-h", "--help"):
         sys.stdout.write(usage())
         return
@@ -130,10 +131,23 @@ def dispatch(command: str, args: list[str]) -> None:
         if page is not None:
             show(page)
             return
-    if asks_for_help(args) or asks_for_class(args):
-        from longrl.commands.parsers import read_descriptions
+    if asks_for_class(args):
+        from longrl.commands.help_text import import_classes
+        from longrl.commands.parsers import described_fields
 
-        read_descriptions()
+        import_classes()
+        with described_fields():
+            call(command, args)
+        return
+    call(command, args)
+
+
+def call(command: str, args: list[str]) -> None:
+    """Calls a command that is to do something, `args` with its name first.
+
+    Raises:
+        ValueError: there is no such command.
+    """
     if command in TRAINER_COMMANDS:
         from longrl.commands.trainer import LongRLCLI
 
@@ -141,8 +155,11 @@ def dispatch(command: str, args: list[str]) -> None:
     elif command in OTHER_COMMANDS:
         importlib.import_module(OTHER_COMMANDS[command][0]).main(args[1:])
     else:
-        commands = ", ".join([*TRAINER_COMMANDS, *OTHER_COMMANDS])
-        raise ValueError(f"unknown command {command!r}; choose one of {commands}")
+        commands = [*TRAINER_COMMANDS, *OTHER_COMMANDS]
+        nearest = nearest_command(command, commands)
+        meant = f"did you mean {nearest}? The others are" if nearest else "choose one of"
+        others = ", ".join(name for name in commands if name != nearest)
+        raise ValueError(f"unknown command {command!r}; {meant} {others}")
 
 
 def usage() -> str:

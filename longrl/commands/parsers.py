@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
@@ -33,9 +34,14 @@ def distrust_values() -> None:
 distrust_values()
 
 
-def read_descriptions() -> None:
-    """Has parsers that are made from now on describe fields of dataclasses; it takes longer, and only help needs it."""
+@contextlib.contextmanager
+def described_fields() -> Iterator[None]:
+    """Has parsers that are made meanwhile describe fields of dataclasses; it takes longer, and only help needs it."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    try:
+        yield
+    finally:
+        set_parsing_settings(docstring_parse_attribute_docstrings=False)
 
 
 UNKNOWN = re.compile(
@@ -61,6 +67,7 @@ FILLER = (
 PASSED_OVER = ("init_args", "dict_kwargs")
 """Keys of a config that stand between an option and its group."""
 MAX_DEPTH = 40
+PROG = "python -m longrl"
 
 
 class ShortErrors(ArgumentParser):
@@ -68,6 +75,11 @@ class ShortErrors(ArgumentParser):
 
     given: Sequence[str] = ()
     """The command line."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        if "prog" not in options:  # jsonargparse makes such a one for `--OPTION.help CLASS`
+            options |= {"prog": PROG, "usage": f"{PROG} COMMAND --config FILE.yaml [--KEY VALUE ...]"}
+        super().__init__(*args, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:  # type: ignore[override]
         """As that of jsonargparse."""

@@ -144,20 +144,22 @@ class LongRLCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--run_dir", type=str, default="runs/default", help="folder of everything a run leaves")
+        where = "folder that gets everything: config, checkpoints, logs, samples; another one for each run"
+        parser.add_argument("--run_dir", type=str, default="runs/default", help=where)
         parser.add_argument(
             "--resume",
             type=Resume | None,
             default=None,
-            help="fit: `auto` goes on from the last good checkpoint in run_dir, or begins where there is none",
+            help="`auto` goes on from the last good checkpoint in run_dir, or begins where there is none; of `fit` "
+            "alone",
         )
         parser.add_argument(
             "--base_weights",
             type=bool,
             default=False,
-            help="validate, test, predict: evaluate the family's own weights on purpose, into a run_dir of their own",
+            help="evaluate the family's own weights on purpose, into a run_dir of their own; not of `fit`",
         )
-        parser.add_argument(OPTION, type=bool, default=False, help=f"validate, test, predict: {TRUST_HELP}")
+        parser.add_argument(OPTION, type=bool, default=False, help=f"{TRUST_HELP}; not of `fit`")
         parser.add_argument(CHECKPOINT_OPTION, type=bool, default=False, help=CHECKPOINT_HELP)
         parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases beside CSV")
         parser.add_argument("--wandb_project", type=str, default="longrl", help="project that --wandb logs to")
@@ -174,12 +176,17 @@ class LongRLCLI(LightningCLI):
             type=str | None,
             default=None,
             metavar="DIR",
-            help="of fit: write the trace, the slowest operators and the GPU's memory of one step to this folder",
+            help="write the trace, the slowest operators and the GPU's memory of one step to this folder; of `fit` "
+            "alone",
         )
         # Without a reward there is no rollout callback, as for SFT that does not generate: hence no required option.
         parser.add_class_arguments(self.rollout_class, "rollout", skip={"reward"}, instantiate=False, sub_configs=True)
         parser.add_argument(
-            "--rollout.reward", type=RewardSum | None, default=None, sub_configs=True, help="scores completions"
+            "--rollout.reward",
+            type=RewardSum | None,
+            default=None,
+            sub_configs=True,
+            help="what scores completions; RL needs one",
         )
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_top_k": 0})
@@ -358,6 +365,8 @@ class LongRLCLI(LightningCLI):
         """`Trainer.fit`, whose end is that of all ranks of the run: Lightning calls it in its place."""
         command = resume_command(self.prog, self.given)
         how_to_go_on = functools.partial(advice, command, self._get(self.config, "run_dir"))
+        if self.trainer.world_size > 1:
+            logger.info("%d processes meet: the first waits for all of them", self.trainer.world_size)
         with ending_of_run(self.trainer, how_to_go_on):
             self.trainer.fit(model, **options)
 

@@ -9,15 +9,16 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import patch
 
 import yaml
 from jsonargparse import ArgumentParser
 
+from longrl.commands.aliases import aliases_of
 from longrl.commands.help_text import (
     WIDTH,
+    Option,
     files_by_class,
     first_sentence,
     import_classes,
@@ -27,15 +28,17 @@ from longrl.commands.help_text import (
     render_classes,
     sections_of,
 )
-from longrl.commands.main import dispatch
-from longrl.commands.parsers import ShortErrors, read_descriptions, subparsers
+from longrl.commands.main import call
+from longrl.commands.parsers import ShortErrors, described_fields, subparsers
 from longrl.commands.show_help import SECTIONS, page_file
 
-HEADS: Mapping[str, Mapping[str, Any]] = yaml.safe_load(files(__package__).joinpath("help_heads.yaml").read_text())
+_TEXTS = yaml.safe_load(files(__package__).joinpath("help_heads.yaml").read_text())
+HEADS: Mapping[str, Mapping[str, Any]] = _TEXTS["commands"]
 """Command -> sentence, usage, examples and common options."""
+WORDS: Mapping[str, str] = _TEXTS["words"]
+"""Common option -> what it is, in the few words that a line has room for."""
 NEEDED = {"replay": ["record"], "report": ["run"], "compare": ["a", "b"], "pipeline": ["split"]}
 """What a command wants before it makes its parser, or none."""
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def main() -> None:
@@ -56,7 +59,6 @@ def pages(commands: Sequence[str] | None = None) -> dict[str, str]:
         ValueError: two commands would share a section and differ in it.
     """
     import_classes()
-    read_descriptions()
     written: dict[str, str] = {}
     for command in HEADS if commands is None else commands:
         for name, text in pages_of(command).items():
@@ -69,13 +71,13 @@ def pages_of(command: str) -> dict[str, str]:
     """A command's own page, and its sections that it shares with others."""
     if command == "diffusion":
         return {command: head(command)}
-    parser = parser_of(command)
+    options = options_of_command(command)
     prefix = "diffusion_" if command.startswith("diffusion ") else ""
     shared = {}
-    own = [head(command, parser)]
-    named = files_by_class(CONFIGS)
-    known = known_classes(parser, named)
-    parts = sections_of(parser) | ({"classes": render_classes(known, named)} if known else {})
+    own = [head(command, options)]
+    named = files_by_class()
+    known = known_classes(options, named)
+    parts = sections_of(options) | ({"classes": render_classes(known, named)} if known else {})
     for group, text in parts.items():
         name = next((name for name in (prefix + group, group) if name in SECTIONS.get(command, ())), None)
         if name is None:
@@ -85,18 +87,18 @@ def pages_of(command: str) -> dict[str, str]:
     return {command: "\n".join(own), **shared}
 
 
-def parser_of(command: str) -> ArgumentParser:
-    """The parser of a command, as it stands when the command would parse its options."""
+def options_of_command(command: str) -> list[Option]:
+    """The options of a command, as its parser stands when it would parse them."""
     args = [*command.split(), *NEEDED.get(command, [])]
-    with patch.object(ShortErrors, "parse_args", _stop_with):
+    with described_fields(), patch.object(ShortErrors, "parse_args", _stop_with):
         try:
-            dispatch(args[0], args)
+            call(args[0], args)
         except _Ready as ready:
-            return next(iter(subparsers(ready.parser, command.split()[-1:])), ready.parser)
+            return options_of(next(iter(subparsers(ready.parser, command.split()[-1:])), ready.parser))
     raise AssertionError(f"{command} has parsed nothing")
 
 
-class _Ready(Exception):  # noqa: N818
+class _Ready(Exception):
     def __init__(self, parser: ArgumentParser) -> None:
         self.parser = parser
 
@@ -105,18 +107,19 @@ def _stop_with(parser: ArgumentParser, *args: Any, **options: Any) -> NoReturn:
     raise _Ready(parser)
 
 
-def head(command: str, parser: ArgumentParser | None = None) -> str:
+def head(command: str, options: Sequence[Option] = ()) -> str:
     """The first screen: what the command does, how it is called, an example, and what most people set."""
     texts = HEADS[command]
     lines = [f"usage: {texts['usage']}", "", *textwrap.wrap(texts["says"], WIDTH), "", "example:"]
     lines += [f"  {line}" for line in texts["example"].splitlines()]
-    if parser is not None and "common" in texts:
-        known = {option.name.removeprefix("--"): option for option in options_of(parser)}
+    if "common" in texts:
+        known = {option.name.removeprefix("--"): option for option in options}
         missing = [name for name in texts["common"] if name not in known]
         if missing:
             raise ValueError(f"help_heads.yaml has {missing} in `common` of {command}, which has no such options")
-        lines += ["", "options that most people set:"]
-        lines += [_common(f"--{name}", known[name].help) for name in texts["common"]]
+        lines += ["", "options that most people set, with their short names:"]
+        short = {option: f"--{name}" for name, option in aliases_of(command).items()}
+        lines += [_common(name, short.get(name, ""), known[name].help) for name in texts["common"]]
     if command in SECTIONS:
         takes = "rollout.engine" if "rollout" in SECTIONS[command] else "model.family"
         lines += [
@@ -128,8 +131,9 @@ def head(command: str, parser: ArgumentParser | None = None) -> str:
     return "\n".join([*lines, ""])
 
 
-def _common(name: str, text: str) -> str:
-    return f"  {name:<41}{textwrap.shorten(first_sentence_of(plain(text)), WIDTH - 43, placeholder=' ...')}"
+def _common(name: str, short: str, text: str) -> str:
+    said = WORDS.get(name) or first_sentence_of(plain(text))
+    return f"  --{name:<39} {short:<14} {textwrap.shorten(said, WIDTH - 57, placeholder=' ...')}".rstrip()
 
 
 def first_sentence_of(text: str) -> str:

@@ -38,7 +38,7 @@ class EMASettings:
     """
 
     decay: float = 0.9
-    """Share of the average that stays at an update, once the run is long enough; nearer to 1 averages over more steps."""
+    """Share of the average that stays at an update, late in a run; nearer to 1 averages over more steps."""
     every_n_steps: int = 8
     """Optimizer steps between two updates of the average."""
 

@@ -38,7 +38,7 @@ def check_model_type(family: PretrainedFolder, config: Any) -> None:
     if not family.model_types or model_type in family.model_types:
         return
     fitting = [kind for kind in shipped_families() if model_type in kind.model_types]
-    remedy = "no family of longrl reads it; name another model, or write a family (docs/own_family.md)"
+    remedy = "no family of longrl reads it; name another model, or write a family (docs/extend/family.md)"
     if fitting:
         path = f"{fitting[0].__module__}.{fitting[0].__qualname__}"
         remedy = f"set model.family.class_path to {path}, or name another model"

@@ -55,7 +55,7 @@ NOT_RUN = {
     "released files": "the model is tiny; `plan` and the first step of `fit` with the released folder read them",
     "vLLM": "it runs in a process of its own; rollouts by it are compared with the trainer before the first step",
 }
-"""Claims of README's table that `check_family` does not run -> why, and what shows it."""
+"""Claims of docs/families.md that `check_family` does not run -> why, and what shows it."""
 
 
 @dataclass
@@ -83,7 +83,7 @@ def check_family(
 ) -> FamilyReport:
     """Checks every capability of a family against plain transformers, in float32 on a CPU.
 
-    Not everything that README's table has a column for: the report lists `NOT_RUN` as not checked.
+    Not everything that docs/families.md has a column for: the report lists `NOT_RUN` as not checked.
 
     Args:
         family: of a tiny model.

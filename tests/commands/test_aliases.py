@@ -1,10 +1,13 @@
 """Short names: what they stand for, what wins, and that they hide no option of a command."""
 
+import re
+
 import pytest
 
 from longrl.commands.aliases import ALIASES, without_aliases
 from longrl.commands.main import main
 from longrl.commands.parsers import ShortErrors
+from tests.runs import ROOT
 
 
 def test_short_names_stand_behind_configs_and_families_before_their_weights():
@@ -51,3 +54,20 @@ def test_short_names_hide_no_option_and_lead_to_one(command, monkeypatch):
         assert short not in options
         group = option.partition(".init_args")[0]
         assert group in options or group.rpartition(".")[0] in options
+
+
+def test_the_page_of_the_command_line_names_every_short_name_and_its_option():
+    page = (ROOT / "docs" / "command_line.md").read_text(encoding="utf-8")
+    for command in ("fit", "test", "evaluate"):
+        for short, option in ALIASES[command].items():
+            assert f"--{short}" in page
+            assert f"`{option}`" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("train", "fit"), ("evalaute", "evaluate"), ("eval", "evaluate"), ("xyz", "")]
+)
+def test_an_unknown_command_has_a_nearest_one(name, meant):
+    said = f"did you mean {meant}?" if meant else "choose one of fit"
+    with pytest.raises(ValueError, match=re.escape(f"unknown command '{name}'; {said}")):
+        main([name])

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_the_demo_runs_from_data_to_report(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    run_demo(out=str(tmp_path / "demo"), num_train_videos=8, num_eval_videos=4, max_steps=2)
+    run_demo(out=str(tmp_path / "demo"), num_train_videos=8, num_eval_videos=4, max_steps=1)
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
     assert set(results) == {"base", "sft", "rl", "blind", "seconds"}
     assert set(results["seconds"]) == {"pretrain", "sft", "rl", "evaluate"}

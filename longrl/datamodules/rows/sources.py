@@ -82,6 +82,8 @@ def stream_records(source: str, max_records: int | None = None) -> Iterator[Reco
         for record in _stream_hub(hub["name"], hub["config"], hub["split"] or "train", max_records):
             count += 1
             yield record
+    except HubError:
+        raise
     except Exception as error:  # the library raises many kinds, and those of the network
         raise ValueError(
             f"the data set {source!r} could not be streamed from record {count} on: {_one_line(error)}; check the "
@@ -180,7 +182,8 @@ def _read_hub(name: str, config: str | None, split: str) -> Sequence[Record]:
 def _stream_hub(name: str, config: str | None, split: str, max_records: int | None) -> Iterator[Record]:
     import datasets
 
-    rows = datasets.load_dataset(name, config, split=split, streaming=True)
+    with hub_errors(f"{name}:{split}", DATA, f"give a local {', '.join(FILE_SUFFIXES)} file"):
+        rows = datasets.load_dataset(name, config, split=split, streaming=True)
     rows = rows.decode(False)  # videos, images and sounds as they are stored
     yield from islice(rows, max_records)  # `take` of the library asks for one batch more
 
