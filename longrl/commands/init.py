@@ -89,11 +89,11 @@ def main(args: Sequence[str]) -> None:
     parser = ShortErrors(prog="python -m longrl init", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("folder", metavar="DIR", help="folder to write; new, or empty")
     models = f"{', '.join(MODELS)}, or the hub id of one of them"
-    parser.add_argument("--model", default=MODELS[0], help=f"which model is trained: {models} (default: {MODELS[0]})")
+    parser.add_argument("--model", default=MODELS[0], help=f"which model is trained: {models}")
     parser.add_argument("--cpu", action="store_true", help="the demo's model of 1.3 million weights, for a laptop")
     parser.add_argument("--videos", help="folder of your videos, which the records' paths start in")
     parser.add_argument("--questions", help="your records: a .jsonl, .json, .csv or .tsv file")
-    shares = "share of the videos whose questions are kept for `test` (default: 0.1)"
+    shares = "share of the videos whose questions are kept for `test`"
     parser.add_argument("--test_share", type=float, default=0.1, help=shares)
     options = parser.parse_args(list(args))
     sys.stdout.write(write_start(**options.as_dict()))

@@ -69,7 +69,7 @@ def test_a_run_on_a_streamed_set_resumes_exactly(hub_set):
         ("rows.jsonl", "streaming is for a hub id owner/name:split, got 'rows.jsonl'; leave it out"),
         ("owner/sums:train[:5]", "a streamed split has no slices.*; give max_records in place of the slice"),
         ("owner/sums:test", "'owner/sums:test' could not be streamed from record 0 on: Bad split: test"),
-        ("owner/none", "'owner/none' could not be streamed from record 0 on: .*check the name and the network"),
+        ("owner/none", "owner/none:train: it is not in the cache"),
     ],
 )
 def test_what_cannot_be_streamed_is_named(hub_set, source, reason):

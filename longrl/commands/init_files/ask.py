@@ -5,6 +5,7 @@ python ask.py EXPORTED VIDEO "What happens at the end?"
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -12,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import load_video
 
 
-def main(folder: str, video: str, question: str) -> None:
+def main(folder: str, video: Any, question: str) -> None:
     """Prints the answer."""
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", device_map="auto").eval()
@@ -21,12 +22,12 @@ def main(folder: str, video: str, question: str) -> None:
     settings = yaml.safe_load(Path(folder, "longrl_settings.yaml").read_text(encoding="utf-8"))
     shown, limits = settings["data"]["video"], settings["family"]["init_args"]
     text = settings["data"]["question_template"].replace("{subtitles}", "").replace("{problem}", question)
-    options = {"do_sample_frames": False}
+    options: dict[str, Any] = {"do_sample_frames": False}
     if "max_pixels" in limits:  # of one frame
         options["size"] = {"shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]}
 
     # 2. The frames: even in time, no more than in training.
-    def frames_of(metadata, **_):
+    def frames_of(metadata: Any, **_: Any) -> Any:
         wanted = metadata.duration * shown["fps"]
         count = int(min(max(wanted, shown["min_frames"]), shown["max_frames"], metadata.total_num_frames))
         return torch.linspace(0, metadata.total_num_frames - 1, max(count, 1)).round().int().numpy()
