@@ -26,6 +26,7 @@ def test_every_cell_runs_in_a_kernel(tmp_path, monkeypatch):
 
     monkeypatch.setenv("LONGRL_NOTEBOOK_STEPS", "1")
     monkeypatch.setenv("LONGRL_NOTEBOOK_OUT", str(tmp_path))
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # pictures go into the notebook
     notebook = nbformat.read(PATH, as_version=4)
     place = {"metadata": {"path": str(ROOT / "examples")}}
     nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources=place).execute()
