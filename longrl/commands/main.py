@@ -118,7 +118,7 @@ def run_command(args: list[str]) -> None:
 
 
 def dispatch(command: str, args: list[str]) -> None:
-    """Calls a command, `args` with its name first; of help only where there is no page of it."""
+    """Calls a command, `args` with its name first; for `--help` it prints the page of the command."""
     if command in ("-h", "--help"):
         sys.stdout.write(usage())
         return
