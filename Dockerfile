@@ -34,7 +34,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /opt/venv \
     && pip install -r "/opt/longrl/requirements/${LOCK}"
 
-# flash-attn is not in the image unless you ask: it is released as source, which takes an hour to compile. Without it
+# flash-attn is not in the image unless you ask: it is released as source, which takes long to compile. Without it
 # attention is torch's own flash attention. Name the address of a wheel for Python 3.12, torch 2.13 and CUDA 13, or
 # compile: --build-arg FLASH_ATTN="flash-attn>=2.7,<3".
 ARG FLASH_ATTN=

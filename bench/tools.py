@@ -26,15 +26,13 @@ from common import Row, parse_arguments, report
 from demo_runs import CONFIGS, overall_row, run, runs_folder, tested_scores
 from tool_steps import step_rows
 
-from longrl.datamodules.rows.question_rows import longvideo_reason_row, make_rows
-from longrl.datamodules.rows.sources import media_root_of, read_records
+from longrl.datamodules.rows import longvideo_reason_row, read_rows
 from longrl.evaluation.benchmark_report import cards
 from longrl.evaluation.curves import find_metrics, read_metrics
 from longrl.evaluation.report_page import Report, write_report
 from longrl.evaluation.samples import SAMPLES_FILE, TEST_FOLDER, read_samples
 from longrl.io.jsonl import read_jsonl
 from longrl.testing.needles import NeedleConfig, write_needle_base, write_needles
-from longrl.types import Row as Question
 
 NUM_CARDS = 6
 NO_TOOLS = "--rollout.environment=null"
@@ -105,9 +103,7 @@ class Stages:
 
     def write_page(self) -> Path:
         """A page with the accuracies, the curves of training and some answers with the frames that they asked for."""
-        source = str(self.folder / "data" / "eval.jsonl")
-        made = make_rows(read_records(source), longvideo_reason_row, media_root_of(source))
-        rows = [row for row in made if isinstance(row, Question)]
+        rows = read_rows(self.folder / "data" / "eval.jsonl", longvideo_reason_row)
         lines = []
         for name in self.scores:
             (of_stage,) = read_samples(self.folder / "evaluation" / name / TEST_FOLDER).values()

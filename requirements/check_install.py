@@ -127,7 +127,8 @@ def _name(pin: str) -> str:
 def main() -> None:
     """Checks gpu.lock and every line with every Python; exits with 1 and the reason at the first one that fails."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [line for line in install_lines((ROOT / "README.md").read_text()) if AFTERWARDS not in line]
+    named = dict.fromkeys(install_lines((ROOT / "README.md").read_text()))
+    lines = [line for line in named if AFTERWARDS not in line and "gpu.lock" not in line]
     with tempfile.TemporaryDirectory() as cache:
         for python in PYTHONS:
             check_lock(ROOT / "requirements" / "gpu.lock", python, cache)

@@ -7,7 +7,8 @@ share a sequence. Then a run trains one (family.yaml):
 
     python -m longrl synthetic --out runs/examples/videos --num_train_videos 64 --num_eval_videos 0 --fps 2
     python -m longrl fit --config configs/demo/common.yaml --config examples/short_run.yaml \
-        --config examples/new_family/family.yaml --run_dir runs/examples/new_family
+        --config examples/new_family/family.yaml --rollout.reward examples/custom_reward.yaml \
+        --run_dir runs/examples/new_family
 """
 
 import argparse

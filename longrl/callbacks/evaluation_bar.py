@@ -21,7 +21,7 @@ class EvaluationBar:
     Args:
         name: of what is done, such as `test`.
         total: batches; None where nobody knows.
-        is_live: draws a bar, which is gone afterwards; else lines are written.
+        is_live: draws a bar, which stays where it was when all is done; else lines are written.
         write: takes a line.
         console: where the bar is drawn; None is the standard output.
     """
@@ -68,7 +68,8 @@ class EvaluationBar:
         if self._bar is not None:
             self._bar.stop()
         seconds = duration(time.perf_counter() - self._start)
-        self._write(metrics_line(f"{self.name}: {self.done} batches in {seconds}", metrics or {}))
+        batches = "1 batch" if self.done == 1 else f"{self.done} batches"
+        self._write(metrics_line(f"{self.name}: {batches} in {seconds}", metrics or {}))
 
 
 def metrics_line(start: str, metrics: Mapping[str, float]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 import time
 import warnings
+from importlib.util import find_spec
 
 from typing_extensions import override
 
@@ -27,10 +29,12 @@ LINES = {
         "GPU available:",  # `fit` says the devices that it uses
         "TPU available:",
         "HPU available:",
+        "distributed_backend=",  # between rules; `fit` says how many processes meet
         "`Trainer.fit` stopped:",  # the end of the command says so
     ),
     "lightning.fabric.utilities.seed": ("Seed set to",),
     "lightning.fabric.utilities.rank_zero": ("Seed set to",),
+    "lightning.fabric.utilities.distributed": ("Initializing distributed:",),  # a line of each rank
     "lightning.pytorch.accelerators.cuda": ("LOCAL_RANK:",),
     "vllm.triton_utils.importing": ("Triton is installed, but doesn't include CPU backend",),
     "huggingface_hub.utils._http": ("Retrying in",),  # the line before says why
@@ -46,12 +50,17 @@ def quiet_libraries() -> None:
         logging.getLogger(name).addFilter(is_for_users)
 
 
-def quiet_bars() -> None:
-    """Leaves out the bars of transformers where no terminal redraws them: in a log each is a line of fragments."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        from transformers.utils import logging as bars
+def quiet_bars(command: str) -> None:
+    """Leaves out the bars of libraries that load weights where no terminal redraws them: each is a line of fragments.
 
-        bars.disable_progress_bar()
+    Args:
+        command: that loads them; diffusers is loaded for its own alone.
+    """
+    if sys.stderr is not None and sys.stderr.isatty():
+        return
+    libraries = ["transformers", *(["diffusers"] if command == "diffusion" and find_spec("diffusers") else [])]
+    for library in libraries:
+        importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
 
 
 def is_for_users(record: logging.LogRecord) -> bool:

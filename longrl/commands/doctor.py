@@ -83,7 +83,7 @@ def show(findings: Sequence[Finding]) -> None:
 
 def plain_lines(findings: Sequence[Finding]) -> list[str]:
     """A line for each finding under the heading of its section."""
-    lines = []
+    lines: list[str] = []
     width = max((len(finding.name) for finding in findings), default=0)
     for section, of_section in itertools.groupby(findings, lambda finding: finding.section):
         lines.append(f"\n{section}" if lines else section)

@@ -8,6 +8,7 @@ writes one line of JSON per name, a list of findings, as soon as it has it. The 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import json
 import logging
@@ -61,7 +62,7 @@ def probe(name: str) -> list[Finding]:
         "optimizer": check_optimizers,
         "hub": check_hub,
         "hub and network": lambda: check_hub(network=True),
-        **{decoder: lambda decoder=decoder: check_decoder(decoder) for decoder in ("pyav", "decord", "torchcodec")},
+        **{decoder: functools.partial(check_decoder, decoder) for decoder in ("pyav", "decord", "torchcodec")},
     }
     modules = IMPORTED | ALSO_IMPORTED
     if name in modules:

@@ -130,7 +130,7 @@ def dispatch(command: str, args: list[str]) -> None:
     quiet_libraries()
     if command in SLOW_IMPORTS and "torch" not in sys.modules and not asks_for_class(args):
         logger.info("importing torch, lightning and transformers")
-        quiet_bars()
+        quiet_bars(command)
     if asks_for_class(args):
         from longrl.commands.help_text import import_classes
         from longrl.commands.parsers import described_fields

@@ -365,6 +365,8 @@ class LongRLCLI(LightningCLI):
         """`Trainer.fit`, whose end is that of all ranks of the run: Lightning calls it in its place."""
         command = resume_command(self.prog, self.given)
         how_to_go_on = functools.partial(advice, command, self._get(self.config, "run_dir"))
+        if self.trainer.world_size > 1:
+            logger.info("%d processes meet: the first waits for all of them", self.trainer.world_size)
         with ending_of_run(self.trainer, how_to_go_on):
             self.trainer.fit(model, **options)
 

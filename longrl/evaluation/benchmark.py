@@ -266,7 +266,8 @@ class Evaluation:
         if not missing:
             return {index: store[key] for index, key in enumerate(keys) if key in store}, skipped
         num_answered = len(keys) - len(missing)
-        logger.info("%s: %d of %d questions are answered already", condition.name, num_answered, len(keys))
+        if num_answered:
+            logger.info("%s: %d of %d questions are answered already", condition.name, num_answered, len(keys))
         with item_progress() as progress:
             task = progress.add_task(condition.name, total=len(keys), completed=num_answered)
 

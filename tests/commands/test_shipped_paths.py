@@ -10,6 +10,9 @@ from jsonargparse import Namespace
 
 from longrl.commands.main import main
 from longrl.commands.shipped_paths import with_names, with_shipped_files
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
+from longrl.pipeline.prompt_folder import Prompts
+from longrl.planning.shapes import find_config
 from tests.runs import ROOT
 
 RECIPE = str(ROOT / "configs/qwen2_5_vl_7b_longvideo_grpo.yaml")
@@ -61,6 +64,12 @@ def test_parts_and_folders_behind_options_are_found():
 )
 def test_what_a_command_writes_and_other_values_stay_as_they_are(args):
     assert with_shipped_files(args) == args
+
+
+def test_what_classes_name_by_themselves_is_found_too():
+    assert Prompts("longvideo-reason/prompts").folder == ROOT / "longvideo-reason/prompts"
+    family = find_config(Qwen2_5_VLFamily("Qwen/Qwen2.5-VL-7B-Instruct"))
+    assert family.config.text_config.num_hidden_layers == 28
 
 
 def test_the_working_folders_own_file_wins(elsewhere):
