@@ -118,11 +118,7 @@ def run_command(args: list[str]) -> None:
 
 
 def dispatch(command: str, args: list[str]) -> None:
-    """Calls a command, `args` with its name first."""
-    quiet_libraries()
-    if command in SLOW_IMPORTS and "torch" not in sys.modules and not any("help" in arg for arg in args):
-        logger.info("importing torch, lightning and transformers")
-        quiet_bars(command)
+    """Calls a command, `args` with its name first; for `--help` it prints the page of the command."""
     if command in ("-h", "--help"):
         sys.stdout.write(usage())
         return
@@ -131,6 +127,10 @@ def dispatch(command: str, args: list[str]) -> None:
         if page is not None:
             show(page)
             return
+    quiet_libraries()
+    if command in SLOW_IMPORTS and "torch" not in sys.modules and not asks_for_class(args):
+        logger.info("importing torch, lightning and transformers")
+        quiet_bars(command)
     if asks_for_class(args):
         from longrl.commands.help_text import import_classes
         from longrl.commands.parsers import described_fields

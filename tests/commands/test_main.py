@@ -66,7 +66,7 @@ def test_python_m_longrl_is_the_same_command_line():
 
 
 def test_an_unknown_command_names_the_known_ones():
-    with pytest.raises(ValueError, match="unknown command 'train'; choose one of fit, validate"):
+    with pytest.raises(ValueError, match="unknown command 'train'; did you mean fit"):
         main(["train"])
 
 
