@@ -91,9 +91,9 @@ def test_the_index_of_decisions_names_every_decision():
 
 IDENTIFIER = re.compile(r"(?<![\w.])[A-Za-z_]\w{3,}")
 OF_OTHERS = {
-    "CUDA_VISIBLE_DEVICES", "MODEL_SEQ_LEN", "SPLIT_THINK", "accelerate", "cu_seqlens", "data_parallel_size",
-    "extract_mcq_answer", "frame_num", "gen_kwargs", "generation_kwargs", "max_frames_num", "mm_embeds", "post_prompt",
-    "pre_prompt", "process_results", "reasoning_tags",
+    "CUDA_VISIBLE_DEVICES", "MODEL_SEQ_LEN", "SPLIT_THINK", "accelerate", "autoload", "bashcompinit", "cu_seqlens",
+    "data_parallel_size", "extract_mcq_answer", "frame_num", "gen_kwargs", "generation_kwargs", "max_frames_num",
+    "mm_embeds", "post_prompt", "pre_prompt", "process_results", "reasoning_tags",
 }  # fmt: skip
 """Names that documents compare with ours."""
 
