@@ -48,6 +48,8 @@ def test_files_and_commands_that_the_readme_names_exist():
         assert path.startswith("http") or (ROOT / path).exists(), path
     for command in re.findall(r"python -m longrl ([\w-]+)", text):
         assert command in {*TRAINER_COMMANDS, *OTHER_COMMANDS}, command
+    for path in re.findall(r"(?:python |PYTEST_ARGS=|bash )([\w/.]+/[\w/.]+)", text):
+        assert path.startswith("my_run/") or (ROOT / path).exists(), path
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for target in re.findall(r"make (env|demo|test|lint)\b", text):
         assert target in targets
