@@ -31,6 +31,7 @@ CODE = re.compile(r"(^ *(?P<fence>```+|~~~+).*?^ *(?P=fence) *$|`[^`\n]+`)", re.
 LINK = re.compile(r'(?<=\]\()([^)\s]+)(?=\))|(?<=src=")([^"]+)(?=")|(?<=href=")([^"]+)(?=")')
 SPAN = re.compile(r"(?<!</span>)(?<!<pre>)<code>([^<\n]+)</code>")
 LONG_WORD = 24
+BREAK = re.compile(r"(?<=\w)[./_](?=\w)(?!(?:py|ya?ml|md|sh|sbatch|lock|toml|jsonl?|csv|html|txt)\b)")
 """Code spans with longer words may break within them, or tables would be wider than the page."""
 MEDIA = (".svg", ".png", ".webp", ".gif", ".jpg")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash", ".sbatch": "bash", ".toml": "toml"}
@@ -85,7 +86,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """The page with spans of code that break behind dots and slashes, and not behind the dashes of an option."""
+    """The page with spans of code that break within long names, and not behind the dashes of an option."""
     return SPAN.sub(lambda match: f"<code>{' '.join(map(breakable, match.group(1).split(' ')))}</code>", html)
 
 
@@ -94,7 +95,7 @@ def breakable(word: str) -> str:
     option = re.match(r"--?\w+", word)
     head = f'<span class="option">{option.group()}</span>' if option else ""
     rest = word[option.end() if option else 0 :]
-    return head + re.sub(r"(?<=\w)([./_])(?=\w)" if len(word) > LONG_WORD else r"(?<=\w)([./])(?=\w)", r"\1<wbr>", rest)
+    return head + (BREAK.sub(r"\g<0><wbr>", rest) if len(word) > LONG_WORD else rest)
 
 
 def add(files: Files, config: MkDocsConfig, uri: str, content: str | bytes) -> None:
