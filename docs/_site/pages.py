@@ -29,6 +29,10 @@ DOCUMENTS = {
 """Pages from outside docs/: path in the repository -> page of the site."""
 CODE = re.compile(r"(^ *(?P<fence>```+|~~~+).*?^ *(?P=fence) *$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r'(?<=\]\()([^)\s]+)(?=\))|(?<=src=")([^"]+)(?=")|(?<=href=")([^"]+)(?=")')
+SPAN = re.compile(r"(?<!</span>)(?<!<pre>)<code>([^<\n]+)</code>")
+LONG_WORD = 24
+BREAK = re.compile(r"(?<=\w)[./_](?=\w)(?!(?:py|ya?ml|md|sh|sbatch|lock|toml|jsonl?|csv|html|txt)\b)")
+"""Code spans with longer words may break within them, or tables would be wider than the page."""
 MEDIA = (".svg", ".png", ".webp", ".gif", ".jpg")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash", ".sbatch": "bash", ".toml": "toml"}
 API_OPTIONS = """\
@@ -79,6 +83,19 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return posixpath.relpath(site_path(target), posixpath.dirname(page.file.src_uri) or ".") + "".join(anchor)
 
     return "".join(part if is_code else LINK.sub(site_link, part) for part, is_code in split_code(markdown))
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """The page with spans of code that break within long names, and not behind the dashes of an option."""
+    return SPAN.sub(lambda match: f"<code>{' '.join(map(breakable, match.group(1).split(' ')))}</code>", html)
+
+
+def breakable(word: str) -> str:
+    """A word of code as HTML: `--model.optimizer.lr` may break behind its dots."""
+    option = re.match(r"--?\w+", word)
+    head = f'<span class="option">{option.group()}</span>' if option else ""
+    rest = word[option.end() if option else 0 :]
+    return head + (BREAK.sub(r"\g<0><wbr>", rest) if len(word) > LONG_WORD else rest)
 
 
 def add(files: Files, config: MkDocsConfig, uri: str, content: str | bytes) -> None:
@@ -178,7 +195,8 @@ def first_sentence(example: Path) -> str:
     elif example.suffix == ".md":
         text = re.sub(r"^#.*\n+", "", example.read_text())
     elif example.suffix == ".ipynb":
-        return "A notebook."
+        title = json.loads(example.read_text())["cells"][0]["source"][0].strip("# \n")
+        text = f"{title}: a notebook."
     else:
         text = "\n".join(re.findall(r"^# (.*)", example.read_text(), re.MULTILINE))
     return re.split(r"(?<=\.)\s|\n\n", text, maxsplit=1)[0].replace("\n", " ").rstrip(":")
