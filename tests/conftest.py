@@ -33,6 +33,11 @@ def _little_to_look_through() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Gives all of it back, or some packages complain of leaks at the end."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _little_after_vllm(request: pytest.FixtureRequest) -> None:
     """The same again, for an engine of vLLM that ends gives all back and collects it."""

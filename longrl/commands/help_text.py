@@ -111,8 +111,8 @@ def classes_of(hint: Any) -> list[type]:
 
 def is_closed(one: type) -> bool:
     """True of a dataclass of longrl without subclasses, whose fields are options themselves."""
-    below: list[type] = one.__subclasses__()
-    ours = [subclass for subclass in below if subclass.__module__.startswith("longrl.")]
+    subclasses: list[type] = one.__subclasses__()
+    ours = [below for below in subclasses if below.__module__.startswith("longrl.")]
     return dataclasses.is_dataclass(one) and not ours and one.__module__.startswith("longrl.")
 
 
@@ -254,8 +254,8 @@ def known_classes(options: Sequence[Option], files: dict[str, list[str]]) -> lis
 
 
 def _subclasses(base: type) -> list[type]:
-    direct: list[type] = base.__subclasses__()
-    below = [one for subclass in direct for one in _subclasses(subclass)]
+    subclasses: list[type] = base.__subclasses__()
+    below = [one for subclass in subclasses for one in _subclasses(subclass)]
     return sorted({base, *below}, key=lambda one: f"{one.__module__}.{one.__qualname__}")
 
 
