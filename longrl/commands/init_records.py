@@ -147,7 +147,8 @@ def _parted(
     of_record = [row.videos if isinstance(row, Row) and row.videos else (str(n),) for n, row in enumerate(rows)]
     videos = sorted(set(of_record))
     Random(0).shuffle(videos)
-    kept = set(videos[: round(test_share * len(videos)) or int(test_share > 0 and len(videos) > 1)])
+    num_kept = max(round(test_share * len(videos)), 1) if test_share > 0 else 0
+    kept = set(videos[: min(num_kept, len(videos) - 1)])  # one at least is trained on
     train = [record for record, of in zip(records, of_record, strict=True) if of not in kept]
     test = [record for record, of in zip(records, of_record, strict=True) if of in kept]
     return train, test

@@ -68,6 +68,11 @@ def test_own_records_are_read_and_no_video_is_trained_on_and_tested(clips, tmp_p
         assert config["data"]["bad_records"] == "error"
 
 
+def test_some_videos_are_trained_on_whatever_share_is_kept(clips, tmp_path):
+    write_start(str(tmp_path / "run"), questions=str(clips / "questions.jsonl"), test_share=0.99)
+    assert [len(read_jsonl(tmp_path / "run" / name)) for name in ("train.jsonl", "test.jsonl")] == [2, 6]
+
+
 def test_what_is_wrong_with_own_records_is_said(clips, tmp_path):
     records = read_jsonl(clips / "questions.jsonl")
     records[0]["answer"] = "an elephant"
