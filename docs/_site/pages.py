@@ -35,6 +35,13 @@ BREAK = re.compile(r"(?<=\w)[./_](?=\w)(?!(?:py|ya?ml|md|sh|sbatch|lock|toml|jso
 """Code spans with longer words may break within them, or tables would be wider than the page."""
 MEDIA = (".svg", ".png", ".webp", ".gif", ".jpg")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash", ".sbatch": "bash", ".toml": "toml"}
+API_HEAD = """\
+# API reference
+
+All public modules, from their docstrings: a page for each package; the [architecture](../architecture.md) has the map.
+Begin with the names below, which you import as `from longrl import HFEngine`: they are the public API (`longrl.__all__`).
+The pages about [extending longrl](../extend/index.md) show how to use them.
+"""
 API_OPTIONS = """\
     options:
       heading_level: 2
@@ -47,7 +54,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     for section in config.nav or []:
         for entries in section.values():
             if "API" in entries:
-                entries[entries.index("API")] = {"API": [{name: f"api/{name}.md"} for name in api_modules()]}
+                pages = [{name: f"api/{name}.md"} for name in api_modules()]
+                entries[entries.index("API")] = {"API": ["api/index.md", *pages]}
     return config
 
 
@@ -56,6 +64,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, uri in DOCUMENTS.items():
         add(files, config, uri, (ROOT / path).read_text())
     add(files, config, "examples.md", examples_page())
+    add(files, config, "api/index.md", api_index())
     for name, modules in api_modules().items():
         add(files, config, f"api/{name}.md", api_page(name, modules))
     waiting = [(repository_path(file.src_uri), file.content_string) for file in files.documentation_pages()]
@@ -213,6 +222,17 @@ def api_modules() -> dict[str, list[str]]:
         package = path.parts[1] if len(path.parts) > 2 else "longrl"
         modules.setdefault(package, []).append(".".join(path.parts))
     return modules
+
+
+def api_index() -> str:
+    """The page before the packages: the names that `import longrl` has, and the page that describes each."""
+    (homes,) = re.findall(r"^_HOME = (\{.*?^\})", (ROOT / "longrl/__init__.py").read_text(), re.MULTILINE | re.DOTALL)
+    rows = []
+    for name, module in ast.literal_eval(homes).items():
+        package = module.partition(".")[0]
+        page = package if package in api_modules() else "longrl"
+        rows.append(f"| `{name}` | [`longrl.{module}`]({page}.md) |")
+    return "\n".join([API_HEAD, "| name | module |", "|---|---|", *rows, ""])
 
 
 def api_page(name: str, modules: list[str]) -> str:
