@@ -17,7 +17,7 @@ from tests.runs import checkpoint, config, run
 from tests.tiny import vl_family
 
 FAULTS = 0.15
-NUM_KILLS = 3
+NUM_KILLS = 6
 
 
 def lines(path: Path) -> list[dict]:
@@ -165,7 +165,7 @@ def _given(folder: Path, values: dict) -> list[str]:
 
 @pytest.mark.slow
 def test_kill_9_at_random_points_of_each_step_changes_nothing_and_repeats_no_call(made):
-    """Three times in each step. Only calls that were under way, whose answers nobody got, may be made again."""
+    """Six times in each step. Only calls that were under way, whose answers nobody got, may be made again."""
     wanted, rng = files(made[0] / "dataset"), random.Random(0)
     out = made[0].with_name("killed")  # beside the other: paths of videos are relative
     num_kills = 0
