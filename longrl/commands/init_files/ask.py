@@ -46,10 +46,10 @@ def read_frames(video: str, shown: dict[str, Any]) -> tuple[np.ndarray, VideoMet
     """
     # 1. When each frame appears, and until when the last one is shown.
     with av.open(video) as file:
-        unit_s = float(file.streams.video[0].time_base)
-        packets = [packet for packet in file.demux(video=0) if packet.pts is not None]
-    starts = np.array(sorted(packet.pts for packet in packets))
-    duration = max(packet.pts + (packet.duration or 0) for packet in packets) - starts[0]
+        unit_s = float(file.streams.video[0].time_base or 1)
+        spans = [(packet.pts, packet.duration or 0) for packet in file.demux(video=0) if packet.pts is not None]
+    starts = np.array(sorted(start for start, _ in spans))
+    duration = max(start + length for start, length in spans) - starts[0]
     wanted = shown["num_frames"] or round(duration * unit_s * shown["fps"])
     count = min(max(wanted, shown["min_frames"]), shown["max_frames"], len(starts))
     moments = starts[0] + (np.arange(count) + 0.501) * duration / count
