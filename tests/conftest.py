@@ -23,6 +23,28 @@ hypothesis.settings.register_profile("longrl", deadline=None, derandomize="CI" i
 hypothesis.settings.load_profile("longrl")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _little_to_look_through() -> None:
+    """Takes what there is, most of it imported modules, from the garbage collector.
+
+    Lightning, vLLM and the fuzzers ask for passes through everything, which cost half a second once vLLM is imported.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Gives all of it back, or some packages complain of leaks at the end."""
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _little_after_vllm(request: pytest.FixtureRequest) -> None:
+    """The same again, for an engine of vLLM that ends gives all back and collects it."""
+    if request.node.get_closest_marker("vllm"):
+        gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _of_no_run() -> Iterator[None]:
     """Removes the rank that Lightning's launcher leaves in the environment.

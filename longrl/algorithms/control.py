@@ -58,11 +58,11 @@ class EntropyControl:
     target: float
     """Of `train/entropy`, nats per token; above 0. The paper has 0.2: a little below what the policy begins with."""
     step: float = 0.005
-    """That c moves by; above 0."""
+    """How far the bonus moves after a rollout; above 0."""
     lowest: float = 0.0
-    """Of c."""
+    """Least coefficient of the bonus."""
     highest: float = 1.0
-    """Of c; above 0."""
+    """Largest coefficient of the bonus; above 0."""
 
     def __post_init__(self) -> None:
         where = "model.algorithm.entropy_control."

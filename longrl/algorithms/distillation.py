@@ -40,7 +40,7 @@ class Distillation:
     """`sampled` needs the teacher's log-probability of each token alone, the others its distributions. In the loss it
     has importance weights, truncated at the algorithm's `correction_cap`, in later updates and of older weights."""
     coef: float = 1.0
-    """Factor of the term."""
+    """Factor of distillation beside the algorithm's own loss or reward."""
     placement: Literal["loss", "advantage"] = "loss"
     """`loss`: a term with its own gradient. `advantage`: coef * (teacher_logp - old_logp) is added to the advantage of
     each token, a reward of discount 0 (no token answers for later ones); with `sampled` alone."""

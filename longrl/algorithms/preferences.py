@@ -144,15 +144,15 @@ class Preference:
     """
 
     loss: FunctionOrPath[PairLoss] = dpo
-    """Of a pair; preferences.py."""
+    """Loss of a pair: a function of longrl/algorithms/preferences.py, or your own."""
     beta: float = 0.1
     """Scale of log-ratios: large ones hold the policy near its reference."""
     preference_weight: float = 1.0
-    """w_p."""
+    """Factor w_p of `loss`."""
     quality_weight: float = 0.0
-    """w_q: of `bco`, whose shift is the mean reward of all pairs before the step."""
+    """Factor w_q of `bco`, whose shift is the mean reward of all pairs before the step."""
     generation_weight: float = 0.0
-    """w_g: of `generation`."""
+    """Factor w_g of `generation`, the SFT loss of the chosen answer."""
 
     def __post_init__(self) -> None:
         loss = resolve_function(self.loss, "model.preference.loss", ("pairs", "beta"))

@@ -58,7 +58,7 @@ class RolloutCallback(Callback):
 
     Args:
         reward: scores completions.
-        sampling: of training rollouts.
+        sampling: how training rollouts are drawn: group size, length, temperature.
         eval_sampling: of validation, test and prediction; None is greedy, one completion.
         engine: generates; None is the trainer's own model.
         max_resample_rounds: how many further batches of prompts dynamic sampling may draw per step.

@@ -35,13 +35,13 @@ class Endpoint:
     """
 
     model: str
-    """As the server calls it."""
+    """Name under which the server has the model."""
     url: str = "http://127.0.0.1:8000/v1"
-    """Up to and with `/v1`."""
+    """Address of the server, up to and with `/v1`."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable with the key; the key itself is in no config and no file."""
     concurrency: int = 16
-    """Calls under way at once."""
+    """Most calls that wait for a reply at the same time."""
     timeout_s: float = 300.0
     """Limit of one call, in seconds, until all of its reply has come."""
     max_reply_mib: int = 16

@@ -113,7 +113,7 @@ def nearest_command(name: str, commands: Sequence[str]) -> str:
     return OTHER_COMMANDS.get(name) or next(iter(near), "")
 
 
-def command_of(args: Sequence[str]) -> str:
+def alias_command(args: Sequence[str]) -> str:
     """The command that a command line begins with, as `ALIASES` names it: `diffusion fit` is one."""
     return " ".join(args[:2]) if args[:1] == ["diffusion"] else " ".join(args[:1])
 
@@ -133,7 +133,7 @@ def without_aliases(args: Sequence[str]) -> list[str]:
     """A command line with the options that its short names stand for.
 
     They win over config files wherever they stand: names of files go behind the last `--config`, single values to the
-    end, for a file would replace them.
+    end, for a file would replace them. Of a short name and its long one the later counts.
 
     Args:
         args: the command and its options.
@@ -141,7 +141,8 @@ def without_aliases(args: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a short name has no value.
     """
-    aliases = aliases_of(command_of(args))
+    aliases = aliases_of(alias_command(args))
+    short_names = {option: short for short, option in aliases.items()}
     given: dict[str, str] = {}
     kept: list[str] = []
     rest = iter(args)
@@ -149,6 +150,7 @@ def without_aliases(args: Sequence[str]) -> list[str]:
         name, equals, value = arg.partition("=")
         short = name.removeprefix("--")
         if not name.startswith("--") or short not in aliases:
+            given.pop(short_names.get(short, ""), None)
             kept.append(arg)
             continue
         value = value if equals else next(rest, "--")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from longrl.commands.doctor_findings import Finding, State, guarded
 from longrl.io.disk_space import GIB, free_bytes
-from longrl.io.secrets import mask_secrets
+from longrl.io.secrets import MASK, NAMES, mask_secrets
 
 SECTION = "machine"
 VARIABLES = re.compile(
@@ -19,6 +19,8 @@ VARIABLES = re.compile(
     r"|TOKENIZERS_PARALLELISM$|LD_LIBRARY_PATH$|MASTER_(ADDR|PORT)$|(LOCAL_|NODE_)?RANK$|WORLD_SIZE$"
 )
 """Names of variables that change what a run does."""
+PASSWORD = re.compile(r"//[^/@\s]*@")
+"""User and password of an address, as of a mirror of the hub or a proxy."""
 LEAST_SHARED_GIB = 1
 """Docker gives a container 0.06; loader workers hand a prompt of an hour of video over in several GiB."""
 LEAST_DISK_GIB = 10
@@ -53,7 +55,8 @@ def check_machine() -> Iterator[Finding]:
 def check_variables() -> Iterator[Finding]:
     """The variables of the environment that change what a run does; keys are masked."""
     for name in sorted(filter(VARIABLES.match, os.environ)):
-        yield Finding("variables", name, str(mask_secrets(os.environ[name])))
+        value = MASK if NAMES.search(name) else PASSWORD.sub(f"//{MASK}@", mask_secrets(os.environ[name]))
+        yield Finding("variables", name, value)
 
 
 def _cores() -> str:

@@ -40,6 +40,8 @@ WITHIN_VLLM = ("_vllm", ".vllm_extension")
 """Modules of vLLM's own processes, which load all of vLLM."""
 OWN_PARTS = ("longrl.commands", "longrl.testing")
 """Packages whose subclasses no config names."""
+KINDS = ("true or false", "int", "float", "text", "", "null")
+"""The order of the kinds of values that an option takes; "" stands for all others."""
 ALWAYS_THERE = (
     "Checkpoint", "DiffusionRolloutCallback", "RandomState", "RolloutCallback", "StepProfile", "Watchdog",
 )  # fmt: skip
@@ -111,7 +113,8 @@ def classes_of(hint: Any) -> list[type]:
 
 def is_closed(one: type) -> bool:
     """True of a dataclass of longrl without subclasses, whose fields are options themselves."""
-    ours = [below for below in one.__subclasses__() if below.__module__.startswith("longrl.")]
+    subclasses: list[type] = one.__subclasses__()
+    ours = [below for below in subclasses if below.__module__.startswith("longrl.")]
     return dataclasses.is_dataclass(one) and not ours and one.__module__.startswith("longrl.")
 
 
@@ -147,7 +150,7 @@ def type_text(hint: Any) -> str:
     if hint is bool:
         return "true or false"
     if origin in (Union, types.UnionType):
-        parts = [type_text(one) for one in sorted(args, key=lambda one: one is type(None))]
+        parts = sorted(map(type_text, args), key=_place_of_kind)
         return " or ".join(dict.fromkeys(" or ".join(parts).split(" or ")))
     if origin is Literal:
         return " or ".join(map(str, args))
@@ -155,6 +158,11 @@ def type_text(hint: Any) -> str:
         inner = ", ".join("..." if one is ... else type_text(one) for one in args if not isinstance(one, list))
         return f"{origin.__name__.lower()}[{inner}]" if origin in (list, dict, tuple) else origin.__name__.lower()
     return {"str": "text"}.get(getattr(hint, "__name__", ""), getattr(hint, "__name__", str(hint)))
+
+
+def _place_of_kind(kind: str) -> int:
+    """Where a kind of value stands among others: a union has the order of whichever equal one was made first."""
+    return KINDS.index(kind if kind in KINDS else "")
 
 
 def render(option: Option) -> str:
@@ -253,7 +261,8 @@ def known_classes(options: Sequence[Option], files: dict[str, list[str]]) -> lis
 
 
 def _subclasses(base: type) -> list[type]:
-    below = [one for subclass in base.__subclasses__() for one in _subclasses(subclass)]
+    subclasses: list[type] = base.__subclasses__()
+    below = [one for subclass in subclasses for one in _subclasses(subclass)]
     return sorted({base, *below}, key=lambda one: f"{one.__module__}.{one.__qualname__}")
 
 

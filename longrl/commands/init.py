@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from longrl.commands.parsers import ShortErrors
 from longrl.io.atomic import atomic_folder, atomic_write
+from longrl.io.disk_space import check_writable
 from longrl.io.shipped_files import shipped
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def write_start(
         )
     family = _demo_family(root) if cpu else adapted_family(model)
     records = own_records(questions, videos, test_share) if questions else None
+    check_writable(str(root.parent), "parent folder of DIR")
     with atomic_folder(root) as work:
         records = records or example_records(work, root)
         records.write(work)

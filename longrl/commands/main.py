@@ -12,7 +12,7 @@ from longrl.commands.console import quiet_bars, quiet_libraries, speak
 from longrl.commands.failures import keep_tracebacks_in, tell_error
 from longrl.commands.renamed import current_arguments
 from longrl.commands.shipped_paths import with_shipped_files
-from longrl.commands.show_help import asks_for_class, asks_for_help, command_of, help_page, show
+from longrl.commands.show_help import asks_for_class, asks_for_help, help_page, page_name, show
 from longrl.io.functions import search_working_folder
 from longrl.io.processes import end_with_parent
 from longrl.io.stop_signals import StopRun, ignore_signals, interruptible
@@ -123,7 +123,7 @@ def dispatch(command: str, args: list[str]) -> None:
         sys.stdout.write(usage())
         return
     if asks_for_help(args):
-        page = help_page(command_of(args))
+        page = help_page(page_name(args))
         if page is not None:
             show(page)
             return

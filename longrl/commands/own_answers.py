@@ -29,9 +29,11 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--questions", type=str, required=True, help="what was asked: data.test of that command")
     parser.add_argument("--out", type=str, required=True, help="file to write, a record on each line")
     parser.add_argument("--condition", type=str | None, default=None, help="which of several an evaluation has")
-    parser.add_argument("--row_function", type=str, default=DEFAULT_ROW_FUNCTION, help="data.row_function of then")
-    parser.add_argument("--media_root", type=str | None, default=None, help="data.media_root of then")
-    parser.add_argument("--max_rows", type=int | None, default=None, help="data.max_eval_rows of then")
+    parser.add_argument(
+        "--row_function", type=str, default=DEFAULT_ROW_FUNCTION, help="data.row_function, as it was asked with"
+    )
+    parser.add_argument("--media_root", type=str | None, default=None, help="data.media_root, as it was asked with")
+    parser.add_argument("--max_rows", type=int | None, default=None, help="data.max_eval_rows, as it was asked with")
     parser.add_class_arguments(ChoiceRules)
     options = parser.parse_args(list(args)).as_dict()
     run, source, out, condition = (options.pop(name) for name in ("run", "questions", "out", "condition"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -11,6 +12,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import NoReturn
 
+from longrl.io.disk_space import check_writable
 from longrl.io.recipe_heads import read_head
 from longrl.io.shipped_files import YAML, missing_recipe, recipe_name, shipped_files, shipped_root
 from longrl.io.text_files import read_utf8
@@ -79,7 +81,7 @@ def listing(word: str | None = None) -> str:
         raise ValueError(
             f"no file of longrl has {word!r} in its name or description; `longrl recipes list` has recipes"
         )
-    return "\n".join([*entries, "", *([_parts()] if word is None else []), _how_to_use()]) + "\n"
+    return "\n".join([*entries, "", *([_parts()] if word is None else []), _how_to_use(word)]) + "\n"
 
 
 def _without_asides(text: str) -> str:
@@ -98,8 +100,12 @@ def _parts() -> str:
     return f"parts, evaluations and scripts, by `longrl recipes list WORD`: {shown}"
 
 
-def _how_to_use() -> str:
-    return "run one by `longrl fit --config NAME`, or edit a copy: `longrl recipes copy NAME`"
+def _how_to_use(word: str | None) -> str:
+    copy = "edit a copy: `longrl recipes copy NAME`"
+    if word is None:
+        return f"run one by `longrl fit --config NAME`, or {copy}"
+    part = "name a part by its option behind one, such as `--model.algorithm configs/algorithm/gspo.yaml`"
+    return f"run a recipe by `longrl fit --config NAME`; {part}; {copy}"
 
 
 def copy_recipe(name: str, to: str | None = None) -> str:
@@ -127,31 +133,39 @@ def copy_recipe(name: str, to: str | None = None) -> str:
         raise ValueError(
             f"{place} is there already, and is not replaced; name another place: longrl recipes copy {name} TO"
         )
-    if place.suffix != source.suffix:
+    if source.is_file() and place.suffix != source.suffix:
         raise ValueError(f"the copy of {found} must end in {source.suffix!r}, got {place}; a folder ends in /")
-    place.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(str(place.parent), "TO")
     if source.is_dir():
         shutil.copytree(source, place)
+        for file in filter(lambda path: path.suffix in YAML, source.rglob("*")):
+            copy = place / file.relative_to(source)
+            copy.write_text(_from_anywhere(read_utf8(file), file, beside=source), encoding="utf-8")
         return f"wrote {place}/\n"
     if source.suffix not in YAML:
         shutil.copy(source, place)  # a script stays one that can be run
         return f"wrote {place}; the comment at its top says how it is used\n"
-    place.write_text(_from_anywhere(read_utf8(source), source).replace(found, str(place)), encoding="utf-8")
+    as_typed = shlex.quote(str(place))
+    place.write_text(_from_anywhere(read_utf8(source), source).replace(found, as_typed), encoding="utf-8")
     launch = read_head(place).launch
-    used = (
-        f"run it:  {launch}"
-        if str(place) in launch
-        else "a part of a recipe: the comment at its top says where it goes"
-    )
+    is_recipe = as_typed in launch
+    used = f"run it:  {launch}" if is_recipe else "a part of a recipe: the comment at its top says where it goes"
     return f"wrote {place}\n{used}\n"
 
 
-def _from_anywhere(text: str, source: Path) -> str:
-    """A recipe's text whose parts are named from the root of what ships."""
+def _from_anywhere(text: str, source: Path, beside: Path | None = None) -> str:
+    """A recipe's text whose parts are named from the root of what ships.
+
+    Args:
+        text: of the file.
+        source: the file.
+        beside: a folder whose files are copied along, and keep their names.
+    """
 
     def named(found: re.Match[str]) -> str:
         file = (source.parent / found["file"]).resolve()
-        return f"{found['key']}{file.relative_to(shipped_root()).as_posix() if file.is_file() else found['file']}"
+        stays = not file.is_file() or (beside is not None and file.is_relative_to(beside))
+        return f"{found['key']}{found['file'] if stays else file.relative_to(shipped_root()).as_posix()}"
 
     return PART.sub(named, text)
 

@@ -35,8 +35,8 @@ def main(args: Sequence[str]) -> None:
     """Command line of `report_run` and `compare_runs`."""
     parser = ShortErrors(prog="python -m longrl report", description=DESCRIPTION)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folder of a training run")
-    parser.add_argument("--run", action="append", default=[], help="the same")
-    parser.add_argument("--title", help="of the page; the names of the runs when left out")
+    parser.add_argument("--run", action="append", default=[], help="the same as RUN; may be given several times")
+    parser.add_argument("--title", help="title of the page; the names of the runs when left out")
     parser.add_argument("--num_sheets", type=int, default=3, help="grids of generated pictures that are shown")
     parser.add_argument("--out", help="folder of the page of several runs; comparison/ in the first one when left out")
     options = parser.parse_args(list(args))

@@ -24,7 +24,7 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--published", nargs="+", default=[], metavar="FILE", help=published)
     parser.add_argument("--cost", choices=COSTS, default="frames", help="what accuracies are drawn against")
     parser.add_argument("--score", choices=list(FIELDS), default="strict", help="which score is shown")
-    parser.add_argument("--title", default="Scoreboard", help="of the page")
+    parser.add_argument("--title", default="Scoreboard", help="title of the page")
     parser.add_argument("--out", help=f"folder of the page; {DEFAULT_OUT}/ in the first RUN when left out")
     options = parser.parse_args(list(args))
     path = make_scoreboard(options.runs, options.published, options.cost, options.score, options.title, options.out)

@@ -64,7 +64,7 @@ class ServerOptions:
     max_request_gib: float = 8.0
     """Largest request that is read: the prompts and new features of a rank's rollout."""
     weights_folder: Path = field(default_factory=default_folder)
-    """Weights are read below it."""
+    """Folder in which trainers of this machine leave weights; no others are read."""
     kept_folder: Path = field(default_factory=default_folder)
     """For trainers that send what changed in weights: those of before are kept here, on this machine."""
     lora: Literal["merged", "adapters"] = "merged"

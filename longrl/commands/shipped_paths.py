@@ -6,6 +6,7 @@ place of the file that ships, and `--config NAME` the recipe of that name. Saved
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -113,7 +114,7 @@ def _place(flag: str, value: str, command: str) -> str:
 
 def _config_place(value: str, command: str) -> str:
     """The value of `--config`: a file, or the name of a recipe."""
-    if not value or any(mark in value for mark in "\n{:") or Path(value).expanduser().is_file():
+    if not value or any(mark in value for mark in "\n{:") or os.path.isfile(os.path.expanduser(value)):
         return value
     found = find_recipe(value, RECIPE_FOLDERS.get(command, "configs"))
     if found is None:

@@ -34,7 +34,7 @@ def asks_for_class(args: Sequence[str]) -> bool:
     return any(arg.startswith("--") and arg.partition("=")[0].endswith(".help") for arg in args)
 
 
-def command_of(args: Sequence[str]) -> str:
+def page_name(args: Sequence[str]) -> str:
     """The command that a command line begins with, as pages are named after it."""
     if args[0] == "diffusion" and len(args) > 1 and f"diffusion {args[1]}" in SECTIONS:
         return f"diffusion {args[1]}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +19,8 @@ from typing_extensions import override
 from longrl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from longrl.callbacks.random_state import RandomState
 from longrl.callbacks.rollout import RolloutCallback
-from longrl.callbacks.run_watch import RunWatch
 from longrl.callbacks.step_profile import StepProfile
 from longrl.callbacks.terminal_view import TerminalView
-from longrl.callbacks.timeline import Timeline
 from longrl.callbacks.watchdog import Watchdog
 from longrl.commands import run_config
 from longrl.commands.closing import end_of_fit, longrl, say_end
@@ -32,6 +29,7 @@ from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
 from longrl.commands.ranks import cluster_plugins, is_first_rank
 from longrl.commands.renamed import MOVED
 from longrl.commands.resuming import last_good_checkpoint
+from longrl.commands.run_callbacks import View, check_rollouts, find_view, with_watch
 from longrl.commands.run_config import Config, ModelKind
 from longrl.commands.run_ending import advice, ending_of_run, resume_command
 from longrl.commands.run_folders import (
@@ -63,7 +61,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Resume = Literal["auto"]
-View = Literal["auto", "live", "plain", "off"]
 
 COMMAND_HELP = """{}: {}. The options of a class are listed by --model.family.help CLASS, --trainer.callbacks.help CLASS
 and so on, for instance --rollout.engine.help longrl.engines.vllm.VLLMEngine."""
@@ -288,7 +285,9 @@ class LongRLCLI(LightningCLI):
         kwargs.setdefault("plugins", [*plugins, *cluster_plugins(plugins), AtomicCheckpointIO()])
         listed = run_config.callback_list(self._get(self.config_init, "trainer"))
         rollout = self.rollout_callback()
-        self.check_rollouts(listed, rollout)
+        is_rl = self.subcommand == "fit" and self._get(self.config, "data").get("stage", "rl") == "rl"
+        options = vars(self._get(self.config, "rollout"))
+        check_rollouts(listed, rollout, self.rollout_class, needs_one=is_rl, given=options)
         # The rollout callback comes last, as it stood in the list once: at a batch's end those before it read what the
         # step before logged, so that what they log and save stays the same.
         callbacks = [*listed, rollout] if rollout else listed
@@ -304,62 +303,15 @@ class LongRLCLI(LightningCLI):
         return trainer
 
     def with_onlookers(self, callbacks: Sequence[Callback]) -> list[Callback]:
-        """The callbacks of a run with those that look on, which come behind all that logs.
-
-        Checkpoints hold what the watch knows; Lightning saves them behind all other callbacks.
-        """
-        view = self.view(callbacks)
-        views = [] if view is None else [view]
-        if self.subcommand != "fit":
-            return [*callbacks, *views]
-        listed = [one for one in callbacks if isinstance(one, RunWatch)]
-        others = [one for one in callbacks if not isinstance(one, RunWatch)]
-        timeline = [] if any(isinstance(one, Timeline) for one in callbacks) else [Timeline()]
-        return [*others, *timeline, *(listed or [RunWatch()]), *views]
-
-    def view(self, callbacks: Sequence[Callback]) -> Callback | None:
-        """What shows how far the command is, unless nothing is to be shown or `trainer.callbacks` has such a thing."""
-        mode = self._get(self.config_init, "view")
-        is_listed = any(isinstance(one, BaseProgressBar) for one in callbacks)
-        if mode == "off" or is_listed or self._get(self.config_init, "trainer.enable_progress_bar") is False:
-            return None
-        return TerminalView(mode)
+        """The callbacks of a run with those that look on, which come behind all that logs."""
+        is_off = self._get(self.config_init, "trainer.enable_progress_bar") is False
+        views = [] if is_off else find_view(callbacks, self._get(self.config_init, "view"))
+        return [*(with_watch(callbacks) if self.subcommand == "fit" else callbacks), *views]
 
     def rollout_callback(self) -> Callback | None:
         """The callback that the group `rollout` describes; None without a reward."""
         options = self._get(self.config_init, "rollout")
         return None if options["reward"] is None else self.rollout_class(**options)
-
-    def check_rollouts(self, listed: Sequence[Callback], rollout: Callback | None) -> None:
-        """Compares what rolls out with what the run needs, before weights are loaded.
-
-        Args:
-            listed: `trainer.callbacks`; one may be a rollout callback of the user's own.
-            rollout: of the group `rollout`.
-
-        Raises:
-            ValueError: two would roll out, or nothing does in RL.
-        """
-        others = [type(callback).__name__ for callback in listed if isinstance(callback, self.rollout_class)]
-        if others and rollout is not None:
-            raise ValueError(f"trainer.callbacks has {others[0]} beside the callback of rollout.reward; leave one out")
-        if others or rollout is not None:
-            return
-        if self.subcommand == "fit" and self._get(self.config, "data").get("stage", "rl") == "rl":
-            packages = ("longrl.", "lightning.")
-            own = [type(one).__name__ for one in listed if not type(one).__module__.startswith(packages)]
-            hint = ""
-            if own:
-                hint = (
-                    f". If {', '.join(own)} of trainer.callbacks is to roll out, make it a subclass of "
-                    f"{self.rollout_class.__module__}.{self.rollout_class.__name__}: no other callback is taken for one"
-                )
-            raise ValueError(f"RL needs rollout.reward, which is not set; name one by --rollout.reward FILE.yaml{hint}")
-        defaults = inspect.signature(self.rollout_class).parameters
-        given = vars(self._get(self.config, "rollout"))
-        unused = [name for name in given if name != "reward" and given[name] != defaults[name].default]
-        if unused:
-            logger.warning("without rollout.reward these have no effect: rollout.%s", ", rollout.".join(unused))
 
     def fit(self, model: LightningModule, **options: Any) -> None:
         """`Trainer.fit`, whose end is that of all ranks of the run: Lightning calls it in its place."""
@@ -373,8 +325,10 @@ class LongRLCLI(LightningCLI):
     def after_fit(self) -> None:
         """Says what there is now, and what it is for; Lightning calls it."""
         if self.trainer.is_global_zero:
-            config = self._get(self.config, "data").as_dict()
-            end_of_fit(self._get(self.config, "run_dir"), self.trainer.global_step, config, self.prog.split()[3:])
+            data = self._get(self.config, "data").as_dict()
+            configs = [str(path) for path in self._get(self.config, "config") or ()]
+            run_dir, step = self._get(self.config, "run_dir"), self.trainer.global_step
+            end_of_fit(run_dir, step, data, self.prog.split()[3:], configs)
 
     def test(self, model: LightningModule, **options: Any) -> None:
         """`Trainer.test`, whose metrics the view shows in one line; Lightning calls it in its place."""

@@ -56,7 +56,7 @@ class DiffusionModule(TrainedModule):
     micro-batches gives the same gradient.
 
     Args:
-        family: the model.
+        family: which model, and how it is read; configs/family/ has one file per model.
         algorithm: the RL objective: configs/algorithm/flow_grpo.yaml and its like.
         optimizer: AdamW and its schedule.
         init_from: initial weights: a Lightning checkpoint or run folder, an exported pipeline or a hub id. Also the

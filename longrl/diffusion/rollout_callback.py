@@ -48,7 +48,7 @@ class DiffusionRolloutCallback(Callback):
 
     Args:
         reward: of functions `(frames [F, 3, H, W] uint8, row) -> float`.
-        sampling: of training rollouts.
+        sampling: how training rollouts are drawn: group size, denoising steps, noise.
         eval_sampling: of validation and test; None is the plain ODE, one sample of each prompt, four times the steps.
         samples_per_batch: drawn and decoded together; bounds memory.
         seed: of all noise, and of windows that are drawn.

@@ -25,7 +25,7 @@ class EnvironmentSettings:
     make: FunctionOrPath[Callable[..., Environment]]
     """A class or function that makes an `Environment`, by import path or `file.py:name`."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What it is called with."""
+    """Arguments that `make` is called with."""
     max_turns: int = 6
     """Turns of the policy in a completion; the last one is not answered."""
     max_observed_tokens: int = 4096

@@ -33,11 +33,11 @@ class ChoiceRules:
     kind: Kind = "pairs"
     """`pairs` of a right and a wrong answer, or right ones to imitate."""
     per_question: int = 1
-    """Records of a question, at most."""
+    """Most records that are taken of one question."""
     right_from: float = 1.0
     """Score from which an answer is right."""
     wrong_below: float = 0.5
-    """Score below which it is wrong."""
+    """Score below which an answer is wrong; between this and `right_from` it is neither."""
     min_reward: float | None = None
     """Reward that a right answer must have."""
     max_length_ratio: float | None = None

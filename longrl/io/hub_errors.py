@@ -64,11 +64,13 @@ def naming_option(option: str, instead_of: str = FAMILY) -> Iterator[None]:
 
 def hub_problem(error: BaseException, remedy: str = LOCAL) -> str | None:
     """Why a hub gave nothing, and what helps; None of an error that is not a hub's."""
+    from httpx import TransportError
     from huggingface_hub import is_offline_mode
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -91,21 +93,26 @@ def hub_problem(error: BaseException, remedy: str = LOCAL) -> str | None:
             "the hub has nothing of this name, or it is private: check the name; for a private one set HF_TOKEN or run "
             f"`hf auth login`; or {remedy}"
         )
-    is_unreachable = is_among(LocalEntryNotFoundError, ConnectionError)
+    is_unreachable = is_among(LocalEntryNotFoundError, ConnectionError, TransportError)
     if is_among(OfflineModeIsEnabled) or (is_offline_mode() and is_unreachable):
         return (
             f"it is not in the cache ({_cache()}), and HF_HUB_OFFLINE is set: unset it, set HF_HOME to a cache that "
             f"has it, or {remedy}"
         )
-    if is_unreachable or names & {"ConnectError", "ConnectTimeout", "ReadTimeout"}:
+    if is_unreachable:
         return (
             f"the hub cannot be reached, and it is not in the cache ({_cache()}): check network and proxy, set HF_HOME "
             f"to a cache that has it, or {remedy}"
         )
+    if is_among(HFValidationError):
+        return f"it is neither a folder nor a hub id, which is owner/name: check the name, or {remedy}"
     if is_among(EntryNotFoundError, RevisionNotFoundError):
         return f"the hub has it, but not what is needed of it ({_said(error)}); check the name, or {remedy}"
-    if is_among(HfHubHTTPError):
-        return f"the hub refuses it ({_said(error)}); try again later, or {remedy}"
+    refusal = next((one for one in chain if isinstance(one, HfHubHTTPError)), None)
+    if refusal is not None:
+        is_denied = getattr(refusal.response, "status_code", None) in (401, 403)
+        helps = "check HF_TOKEN, or run `hf auth login`" if is_denied else "try again later"
+        return f"the hub refuses it ({_said(refusal)}); {helps}, or {remedy}"
     return None
 
 

@@ -6,6 +6,7 @@ In a checkout they lie beside the package, in an installed wheel in `longrl/ship
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 FOLDERS = ("configs", "launch", "longvideo-reason")
@@ -38,12 +39,12 @@ def find_shipped(path: str | Path, working_folder: Path | None = None) -> Path |
         working_folder: that of the user, where the process is in another one.
     """
     path = Path(path)
-    if ((working_folder or Path()) / path.expanduser()).exists():
+    if os.path.exists((working_folder or Path()) / os.path.expanduser(path)):  # False of what can be no path
         return path
     if path.is_absolute() or ".." in path.parts or not path.parts or path.parts[0] not in FOLDERS:
         return None
     found = shipped_root() / path
-    return found if found.exists() else None
+    return found if os.path.exists(found) else None
 
 
 def shipped(path: str | Path) -> Path:

@@ -51,7 +51,7 @@ class PolicyModule(TrainedModule):
     into micro-batches gives the same gradient.
 
     Args:
-        family: the model.
+        family: which model, and how it is read; configs/family/ has one file per model.
         algorithm: the RL objective; not used by SFT.
         optimizer: AdamW and its schedule.
         init_from: initial weights: a Lightning checkpoint or run folder, an exported folder or a hub id. Also the
@@ -71,7 +71,7 @@ class PolicyModule(TrainedModule):
             (GRPO-CARE); it needs the reference, also without a KL penalty. None: not.
         teacher: a model, or several for different tasks, whose distributions the policy learns; None is no
             distillation.
-        distillation: how; None is the reverse KL over the whole vocabulary.
+        distillation: how the policy is compared with the teacher; None is the reverse KL over the whole vocabulary.
         preference: the objective of `data.stage: preference`; by default DPO. `init_from` is the reference.
     """
 

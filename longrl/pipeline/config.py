@@ -116,7 +116,7 @@ class ValidateOptions:
     max_similarity: float = 0.85
     """Two questions about one video that share more of their letter triples are duplicates."""
     max_answer_words: int = 40
-    """Words of an open-ended answer."""
+    """Most words of an open-ended answer; longer ones are left out."""
     min_steps: int = 1
     """Steps of reasoning, each with times."""
     english_only: bool = False
@@ -239,7 +239,7 @@ class PipelineConfig:
     prompts: str = "longvideo-reason/prompts"
     """Folder of the prompts; copy and change it for your own videos."""
     captioner: Endpoint | None = None
-    """Sees frames: step caption."""
+    """Describes clips from their frames: step caption."""
     writer: Endpoint | None = None
     """Reads text: steps timeline, question and rewrite."""
     policy: Endpoint | None = None

@@ -242,7 +242,9 @@ def test_fit_shows_lines_where_nobody_watches(tmp_path, capsys):
     run(tmp_path / "run", values)
     out = capsys.readouterr().out
     assert out.startswith("first completion (row ")
-    assert [line.split(" | ")[0] for line in out.splitlines()[3:]] == ["step 1/2 50%", "step 2/2 100%"]
+    lines = out.splitlines()[3:]
+    assert [line.split(" | ")[0] for line in lines[:2]] == ["step 1/2 50%", "step 2/2 100%"]
+    assert lines[2].startswith("done: step 2, checkpoint ")
     assert all(figure in out for figure in ("reward ", "loss ", "entropy ", "grad norm ", "generate ", "tokens/s"))
 
 

@@ -20,6 +20,12 @@ def test_of_a_short_name_given_twice_the_last_counts():
     assert without_aliases(["evaluate", "--limit", "3", "--limit=-1"]) == ["evaluate", "--data.max_eval_rows=-1"]
 
 
+def test_of_a_short_name_and_its_long_one_the_later_counts():
+    assert without_aliases(["fit", "--lr", "1", "--model.optimizer.lr", "2"]) == ["fit", "--model.optimizer.lr", "2"]
+    both = ["fit", "--model.optimizer.lr", "2", "--model.optimizer.lr=1"]
+    assert without_aliases(["fit", "--model.optimizer.lr", "2", "--lr", "1"]) == both
+
+
 def test_commands_without_short_names_keep_their_options():
     args = ["pipeline", "split", "--out", "x", "--steps", "y"]
     assert without_aliases(args) == args

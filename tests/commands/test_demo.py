@@ -38,21 +38,6 @@ def test_a_base_model_made_before_is_set_aside(tmp_path, monkeypatch):
     assert commands[-1][0] == "export"
 
 
-def test_files_and_commands_that_the_readme_names_exist():
-    from longrl.commands.main import OTHER_COMMANDS, TRAINER_COMMANDS
-
-    text = (ROOT / "README.md").read_text()
-    for path in re.findall(r"--config (\S+\.yaml)", text):
-        assert path.startswith(("mine", "my_run/")) or path == "..." or (ROOT / path).is_file(), path
-    for path in re.findall(r"\]\((\S+?)\)", text):
-        assert path.startswith("http") or (ROOT / path).exists(), path
-    for command in re.findall(r"python -m longrl ([\w-]+)", text):
-        assert command in {*TRAINER_COMMANDS, *OTHER_COMMANDS}, command
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for target in re.findall(r"make (env|demo|test|lint)\b", text):
-        assert target in targets
-
-
 def test_an_interrupted_demo_goes_on_with_the_stage_that_it_was_in(tmp_path, monkeypatch):
     """By the same command; with other options it begins anew."""
     commands = []

@@ -304,9 +304,11 @@ def test_network_is_asked_only_on_demand(monkeypatch):
 
 
 def test_keys_in_variables_are_masked(monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijkl")
+    monkeypatch.setenv("HF_TOKEN", "short")
+    monkeypatch.setenv("HF_ENDPOINT", "https://user:password@mirror.invalid/hub")
     found = {finding.name: finding.value for finding in doctor_machine.check_variables()}
     assert found["HF_TOKEN"] == "[a key]"
+    assert found["HF_ENDPOINT"] == "https://[a key]@mirror.invalid/hub"
 
 
 def test_a_mistake_on_its_command_line_is_one_line(capsys):

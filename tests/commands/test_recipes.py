@@ -80,9 +80,16 @@ def test_a_part_in_another_folder_keeps_what_it_names(elsewhere):
     assert "--trainer own.yaml" in copy_recipe("configs/trainer/cpu.yaml", "own.yaml")
 
 
+def test_the_command_of_a_copy_can_be_typed(elsewhere):
+    assert "--config 'my runs/sft.yaml'\n" in copy_recipe("demo/sft", "my runs/")
+
+
 def test_scripts_and_folders_are_copied_as_they_are(elsewhere):
     copy_recipe("launch/torchrun.sh")
     assert os.access("torchrun.sh", os.X_OK)
+    assert copy_recipe("configs/demo", "own.demo") == "wrote own.demo/\n"
+    shipped, own = ((folder / "common.yaml").read_text() for folder in (ROOT / "configs/demo", elsewhere / "own.demo"))
+    assert own == shipped.replace("../reward/", "configs/reward/")  # what is not copied along is found all the same
     assert copy_recipe("longvideo-reason/prompts") == "wrote prompts/\n"
     assert (elsewhere / "prompts/caption.txt").read_bytes() == (
         ROOT / "longvideo-reason/prompts/caption.txt"
@@ -94,6 +101,7 @@ def test_scripts_and_folders_are_copied_as_they_are(elsewhere):
     [
         (["copy", GRPO], "is there already, and is not replaced; name another place"),
         (["copy", GRPO, "mine.txt"], r"must end in '\.yaml', got mine\.txt"),
+        (["copy", GRPO, "/proc/none/mine.yaml"], "TO=/proc/none cannot be written"),
         (["copy", "qwen_7b_grpo"], "nor a recipe of longrl; did you mean"),
         (["show", "configs/../pyproject.toml"], "nor a recipe of longrl"),
         (["sho"], "invalid choice: 'sho'"),

@@ -9,6 +9,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -18,6 +19,7 @@ from longrl.commands.failures import find_mistake
 from longrl.datamodules.rows import sources
 from longrl.io.hub_errors import DATA, FAMILY, HubError, hub_errors, naming_option
 
+BUSY = httpx.Response(503, request=httpx.Request("GET", "https://hub.invalid/x"))
 ANSWER = httpx.Response(403, request=httpx.Request("GET", "https://hub.invalid/x"))
 
 
@@ -38,7 +40,10 @@ def wrapped(kind, *args, **options):
         (builtins.ConnectionError, {}, "the hub cannot be reached, and it is not in the cache"),
         (OfflineModeIsEnabled, {}, "HF_HUB_OFFLINE is set: unset it, set HF_HOME to a cache"),
         (EntryNotFoundError, {}, "the hub has it, but not what is needed of it (page of advice"),
-        (HfHubHTTPError, {"response": ANSWER}, "the hub refuses it (page of advice"),
+        (HfHubHTTPError, {"response": ANSWER}, "the hub refuses it (no); check HF_TOKEN"),
+        (HfHubHTTPError, {"response": BUSY}, "the hub refuses it (no); try again later"),
+        (httpx.ReadError, {}, "the hub cannot be reached, and it is not in the cache"),
+        (HFValidationError, {}, "it is neither a folder nor a hub id"),
     ],
 )
 def test_each_refusal_says_why_and_what_helps(monkeypatch, kind, options, said):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from longrl.io import shipped_files
-from longrl.io.shipped_files import find_shipped, shipped
+from longrl.io.shipped_files import find_shipped, place_of, shipped
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,6 +37,12 @@ def test_an_installed_package_has_its_files_inside(elsewhere, monkeypatch):
 def test_other_folders_of_the_checkout_are_not_shipped(elsewhere):
     assert find_shipped("tests/io") is None
     assert find_shipped("configs/../tests") is None
+
+
+@pytest.mark.parametrize("text", [f"configs/{'x' * 5000}", "configs/a\0b", "~nobody-here/configs"])
+def test_what_can_be_no_path_is_no_file(elsewhere, text):
+    assert find_shipped(text) is None
+    assert place_of(text) == text
 
 
 def test_an_unknown_file_is_refused_with_near_names(elsewhere):

@@ -36,7 +36,7 @@ class Curriculum:
     learning_progress: LearningProgress | None = None
     """Weighs the sources of `data.train` by how fast their mean reward changes."""
     video: VideoSchedule | None = None
-    """Frames by optimizer step."""
+    """How many frames videos have, by optimizer step."""
     delay_steps: int = 2
     """The rows of step s are drawn by what was known after step s - `delay_steps`: with loader workers, which render
     ahead, at least 2. It does not depend on their speed."""

@@ -33,9 +33,9 @@ class PassRates:
     """
 
     low: float = 0.0
-    """Rows below it are not drawn..."""
+    """Rows with a lower rate, too hard, are not drawn until they are retried."""
     high: float = 1.0
-    """... nor those above, until they are retried."""
+    """Rows with a higher rate, too easy, are not drawn until they are retried."""
     weight: Literal["equal", "variance", "failure"] = "equal"
     """Of a row with rate p: 1; p (1 - p), the variance of its reward, which a group's advantages are made of; or 1 - p
     (prioritized sampling of Kimi k1.5, arXiv:2501.12599)."""
