@@ -39,8 +39,8 @@ API_HEAD = """\
 # API reference
 
 All public modules, from their docstrings: a page for each package; the [architecture](../architecture.md) has the map.
-Begin with the names below, which you import as `from longrl import HFEngine`: they are the public API (`longrl.__all__`).
-The pages about [extending longrl](../extend/index.md) show how to use them.
+Begin with the names below, which you import as `from longrl import HFEngine`: they are the public API
+(`longrl.__all__`). The pages about [extending longrl](../extend/index.md) show how to use them.
 """
 API_OPTIONS = """\
     options:
