@@ -47,6 +47,7 @@ $(STAMP): $(LOCK) pyproject.toml
 	echo '$(STARTUP)' > "$$site/torchvision_beside_cpu.pth"
 	@$(PY) -m longrl.datamodules.media.ffmpeg_links $(FFMPEG) >/dev/null || echo "torchcodec looks for FFmpeg elsewhere"
 	@rm $(HALF_MADE) && touch $@
+	@echo "$(VENV) is ready: source $(VENV)/bin/activate, then python -m longrl doctor"
 
 demo: env  ## train and evaluate a small model on generated videos, report in runs/demo
 	$(PY) -m longrl demo

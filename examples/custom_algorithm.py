@@ -6,7 +6,8 @@ prints what they give for a group of four completions. In a run (examples/custom
 
     python -m longrl synthetic --out runs/examples/videos --num_train_videos 64 --num_eval_videos 0 --fps 2
     python -m longrl fit --config configs/demo/common.yaml --config examples/short_run.yaml \
-        --config examples/custom_algorithm.yaml --rollout.reward examples/custom_reward.yaml
+        --config examples/custom_algorithm.yaml --rollout.reward examples/custom_reward.yaml \
+        --run_dir runs/examples/algorithm
 """
 
 from dataclasses import dataclass

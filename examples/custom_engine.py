@@ -6,7 +6,8 @@ samples with it and compares its log-probabilities with the trainer's. In a run:
 
     python -m longrl synthetic --out runs/examples/videos --num_train_videos 64 --num_eval_videos 0 --fps 2
     python -m longrl fit --config configs/demo/common.yaml --config examples/short_run.yaml \
-        --rollout.engine examples.custom_engine.PlainEngine --rollout.reward examples/custom_reward.yaml
+        --rollout.engine examples.custom_engine.PlainEngine --rollout.reward examples/custom_reward.yaml \
+        --run_dir runs/examples/engine
 """
 
 import torch

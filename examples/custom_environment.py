@@ -7,7 +7,8 @@ to call tools; `configs/demo/tools` is a stage of SFT that teaches it):
 
     python -m longrl synthetic --out runs/examples/videos --num_train_videos 64 --num_eval_videos 0 --fps 2
     python -m longrl fit --config configs/demo/common.yaml --config examples/short_run.yaml \
-        --config examples/custom_environment.yaml --rollout.reward examples/custom_reward.yaml
+        --config examples/custom_environment.yaml --rollout.reward examples/custom_reward.yaml \
+        --run_dir runs/examples/environment
 """
 
 import longrl

@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -202,15 +201,6 @@ def session_members(leader: int) -> list[int]:
 
 PORTS = itertools.count(20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
 """For the ranks of a run to meet at. Two runs that look for a free port at the same moment may find the same."""
-
-
-def start(*args: str) -> subprocess.Popen[str]:
-    """`python -m longrl ARGS` as a user types it."""
-    command = [sys.executable, "-m", "longrl", *args]
-    environment = os.environ | {"MASTER_PORT": str(next(PORTS))}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
 
 
 def saved_run(folder: Path, family: CausalFamily) -> Path:

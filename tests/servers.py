@@ -12,8 +12,7 @@ from typing import Any
 
 import yaml
 
-from longrl.commands.main import main
-from tests.distributed import forked_processes
+from tests.distributed import forked_processes, run_as_command
 from tests.runs import ROOT, wait_for_group
 
 SMALL = ["--max_model_len=2048", "--max_num_seqs=16", "--kv_cache_gib=0.0625", "--enforce_eager"]
@@ -59,7 +58,9 @@ class RunningServer:
         environment |= {"PYTHONPATH": str(ROOT)} | ({"LONGRL_SERVER_KEY": self.key} if self.key else {})
         if not self.as_typed:
             environment["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-            self.process = forked_processes().Process(target=_serve, args=(args, environment, self.folder / "log"))
+            self.process = forked_processes().Process(
+                target=run_as_command, args=(args, environment, self.folder / "log")
+            )
             self.process.start()
             return
         with (self.folder / "log").open("a") as log:
@@ -88,16 +89,3 @@ class RunningServer:
         except (AssertionError, subprocess.TimeoutExpired):
             self.kill()
             raise
-
-
-def _serve(args: list[str], environment: dict[str, str], log: Path) -> None:
-    """The command as the leader of a session of its own, whose output goes to `log`."""
-    os.setsid()
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(ROOT)
-    with log.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.argv = ["longrl", *args]
-    main()

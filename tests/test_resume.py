@@ -19,7 +19,8 @@ from longrl.engines.hf import HFEngine
 from longrl.engines.parity import RenderedPrompt
 from longrl.evaluation.async_signs import WAIT_FOR_TAILS
 from longrl.io.atomic import PARTIAL_SUFFIX
-from tests.runs import arguments, checkpoint, config, data_order, metrics, run, run_in_child, start, text_config, videos
+from tests.distributed import ForkedCommand
+from tests.runs import arguments, checkpoint, config, data_order, metrics, run, run_in_child, text_config, videos
 from tests.tiny import qwen3_5_folder
 
 LAST = "checkpoints/last.ckpt"
@@ -281,19 +282,19 @@ def test_rl_of_a_hybrid_model_killed_in_the_middle(tmp_path):
 @pytest.mark.slow
 def test_rl_killed_from_outside_through_the_command_line(tmp_path, dapo_reference):
     folder = tmp_path / "run"
-    process = start(*arguments(folder, dapo()))
+    process = ForkedCommand(*arguments(folder, dapo()))
     try:
         deadline = time.monotonic() + 600
         while not steps_logged(folder, 3):
-            assert process.poll() is None, process.stdout.read()
+            assert process.returncode is None, process.output()
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
         process.kill()
-    process.communicate()
+    process.wait()
     assert process.returncode == -signal.SIGKILL
     assert (folder / LAST).exists()
-    output, _ = (process := start(*arguments(folder, dapo(), *resume(folder)))).communicate(timeout=600)
+    output = (process := ForkedCommand(*arguments(folder, dapo(), *resume(folder)))).wait()
     assert process.returncode == 0, output
     assert_same_end(folder, dapo_reference)
 

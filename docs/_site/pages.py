@@ -29,8 +29,19 @@ DOCUMENTS = {
 """Pages from outside docs/: path in the repository -> page of the site."""
 CODE = re.compile(r"(^ *(?P<fence>```+|~~~+).*?^ *(?P=fence) *$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r'(?<=\]\()([^)\s]+)(?=\))|(?<=src=")([^"]+)(?=")|(?<=href=")([^"]+)(?=")')
+SPAN = re.compile(r"(?<!</span>)(?<!<pre>)<code>([^<\n]+)</code>")
+LONG_WORD = 24
+BREAK = re.compile(r"(?<=\w)[./_](?=\w)(?!(?:py|ya?ml|md|sh|sbatch|lock|toml|jsonl?|csv|html|txt)\b)")
+"""Code spans with longer words may break within them, or tables would be wider than the page."""
 MEDIA = (".svg", ".png", ".webp", ".gif", ".jpg")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash", ".sbatch": "bash", ".toml": "toml"}
+API_HEAD = """\
+# API reference
+
+All public modules, from their docstrings: a page for each package; the [architecture](../architecture.md) has the map.
+Begin with the names below, which you import as `from longrl import HFEngine`: they are the public API (`longrl.__all__`).
+The pages about [extending longrl](../extend/index.md) show how to use them.
+"""
 API_OPTIONS = """\
     options:
       heading_level: 2
@@ -43,7 +54,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     for section in config.nav or []:
         for entries in section.values():
             if "API" in entries:
-                entries[entries.index("API")] = {"API": [{name: f"api/{name}.md"} for name in api_modules()]}
+                pages = [{name: f"api/{name}.md"} for name in api_modules()]
+                entries[entries.index("API")] = {"API": ["api/index.md", *pages]}
     return config
 
 
@@ -52,6 +64,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, uri in DOCUMENTS.items():
         add(files, config, uri, (ROOT / path).read_text())
     add(files, config, "examples.md", examples_page())
+    add(files, config, "api/index.md", api_index())
     for name, modules in api_modules().items():
         add(files, config, f"api/{name}.md", api_page(name, modules))
     waiting = [(repository_path(file.src_uri), file.content_string) for file in files.documentation_pages()]
@@ -79,6 +92,19 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return posixpath.relpath(site_path(target), posixpath.dirname(page.file.src_uri) or ".") + "".join(anchor)
 
     return "".join(part if is_code else LINK.sub(site_link, part) for part, is_code in split_code(markdown))
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """The page with spans of code that break within long names, and not behind the dashes of an option."""
+    return SPAN.sub(lambda match: f"<code>{' '.join(map(breakable, match.group(1).split(' ')))}</code>", html)
+
+
+def breakable(word: str) -> str:
+    """A word of code as HTML: `--model.optimizer.lr` may break behind its dots."""
+    option = re.match(r"--?\w+", word)
+    head = f'<span class="option">{option.group()}</span>' if option else ""
+    rest = word[option.end() if option else 0 :]
+    return head + (BREAK.sub(r"\g<0><wbr>", rest) if len(word) > LONG_WORD else rest)
 
 
 def add(files: Files, config: MkDocsConfig, uri: str, content: str | bytes) -> None:
@@ -178,7 +204,8 @@ def first_sentence(example: Path) -> str:
     elif example.suffix == ".md":
         text = re.sub(r"^#.*\n+", "", example.read_text())
     elif example.suffix == ".ipynb":
-        return "A notebook."
+        title = json.loads(example.read_text())["cells"][0]["source"][0].strip("# \n")
+        text = f"{title}: a notebook."
     else:
         text = "\n".join(re.findall(r"^# (.*)", example.read_text(), re.MULTILINE))
     return re.split(r"(?<=\.)\s|\n\n", text, maxsplit=1)[0].replace("\n", " ").rstrip(":")
@@ -195,6 +222,17 @@ def api_modules() -> dict[str, list[str]]:
         package = path.parts[1] if len(path.parts) > 2 else "longrl"
         modules.setdefault(package, []).append(".".join(path.parts))
     return modules
+
+
+def api_index() -> str:
+    """The page before the packages: the names that `import longrl` has, and the page that describes each."""
+    (homes,) = re.findall(r"^_HOME = (\{.*?^\})", (ROOT / "longrl/__init__.py").read_text(), re.MULTILINE | re.DOTALL)
+    rows = []
+    for name, module in ast.literal_eval(homes).items():
+        package = module.partition(".")[0]
+        page = package if package in api_modules() else "longrl"
+        rows.append(f"| `{name}` | [`longrl.{module}`]({page}.md) |")
+    return "\n".join([API_HEAD, "| name | module |", "|---|---|", *rows, ""])
 
 
 def api_page(name: str, modules: list[str]) -> str:

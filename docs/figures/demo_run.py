@@ -91,7 +91,7 @@ def draw_answer(columns: list[Axes], folder: Path) -> None:
     question = " ".join(row.problem.split("\n"))
     answers = [f"{label}: {text_of(lines[run])}" for run, label in (("sft", "after SFT"), ("rl", "after GRPO"))]
     text = "\n".join([question, "      ".join(answers)])
-    columns[0].text(0, -0.15, text, transform=columns[0].transAxes, va="top", fontsize=10.5, linespacing=1.6)
+    columns[0].text(0, -0.15, text, transform=columns[0].transAxes, va="top", fontsize=10, linespacing=1.6)
 
 
 def samples_of(folder: Path, run: str) -> dict[int, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from longrl.commands.console import say
 
 MAX_LINES = 4
@@ -42,7 +44,9 @@ def longrl(*args: object) -> str:
     return shlex.join(["python", "-m", "longrl", *map(str, args)])
 
 
-def end_of_fit(run_dir: str, step: int, data: Mapping[str, Any], prog: Sequence[str] = ()) -> None:
+def end_of_fit(
+    run_dir: str, step: int, data: Mapping[str, Any], prog: Sequence[str] = (), configs: Sequence[str] = ()
+) -> None:
     """What a training run left, and what its weights are for.
 
     Args:
@@ -50,6 +54,7 @@ def end_of_fit(run_dir: str, step: int, data: Mapping[str, Any], prog: Sequence[
         step: optimizer steps done.
         data: options of the data module.
         prog: between `longrl` and the command; `diffusion` of one that makes pictures.
+        configs: files that the command named.
     """
     last = Path(run_dir, "checkpoints", "last.ckpt")
     checkpoint = f"checkpoint {last}" if last.exists() else "no checkpoint (checkpoint.save_last is off)"
@@ -62,11 +67,23 @@ def end_of_fit(run_dir: str, step: int, data: Mapping[str, Any], prog: Sequence[
     following = [longrl(*prog, "test", "--weights", run_dir, *named)]
     if not prog and data.get("stage") == "sft":
         reward = ("--reward", "configs/reward/think_answer.yaml")
-        following.append(
-            longrl("fit", "--config", "RL.yaml", *reward, "--init_from", run_dir, "--out", f"{run_dir}_rl")
-        )
+        stage_2 = ("RL.yaml", *reward, "--init_from", run_dir, "--out", f"{run_dir}_rl")
+        own = second_stage(run_dir, configs)
+        following.append(longrl("fit", "--config", *((own, "--resume", "auto") if own else stage_2)))
     following.append(longrl("export", "--run", run_dir, "--out", f"{run_dir}_export"))
     say_end(written, following)
+
+
+def second_stage(run_dir: str, configs: Sequence[str]) -> Path | None:
+    """The rl.yaml beside a run's one config that begins with the run's weights: `init` writes such a pair."""
+    if len(configs) != 1:
+        return None
+    file = Path(configs[0]).with_name("rl.yaml")
+    try:
+        init_from = yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_from"]
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):  # it is something else
+        return None
+    return file if isinstance(init_from, str) and Path(init_from) == Path(run_dir) else None
 
 
 def end_of_export(out: str, run: str, step: int | None, dtype: str, loader: str) -> None:

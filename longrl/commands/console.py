@@ -20,6 +20,7 @@ WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # its own affair
     r"It is recommended to use `self\.log\('[^']*', \.\.\., sync_dist=True\)`",  # our means are of all ranks already
     r"`torch\.distributed\.reduce_op` is deprecated",  # vLLM's affair
+    r"Be aware that when using `ckpt_path`, .* callbacks: \['RunWatch'\]",  # it watches training alone
     r"Total length of `\w+` across ranks is zero",  # of loaders for validation: most runs have none
 )
 """How warnings of libraries begin that tell a user nothing."""

@@ -64,7 +64,7 @@ def export_run(
         trust_checkpoint: read a checkpoint also if it names functions and classes, which may run any code.
         push_to: repository of a Hugging Face hub, `owner/name`, that the written folder is uploaded to; made if
             missing. Nothing is uploaded by default.
-        private: of a repository that `push_to` makes; false shows it to everyone.
+        private: make that repository a private one; false shows it to everyone.
         trust_run_config: the run's config may name a family of any module, whose code then runs.
     """
     if push_to is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from longrl.datamodules.loading.skips import GRACE_ROWS
 from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS
 from longrl.datamodules.media.video import known_index
 from longrl.datamodules.rows.other_schemas import best_row_function
@@ -204,10 +205,10 @@ def _told_videos(rows: Sequence[Row | ValueError]) -> list[str]:
         named = [f"{path}: {one_line(reason, MAX_CHARACTERS)}" for path, reason in videos.unusable.items()]
         told += [f"{len(named)} of {len(paths)} videos cannot be used", *(f"  {text}" for text in named[:MAX_TOLD])]
     lost = [row for row in rows if isinstance(row, ValueError) or videos.unusable.keys() & set(row.videos)]
-    if len(lost) > MAX_SKIPPED_SHARE * len(rows):
+    if len(lost) > max(GRACE_ROWS, MAX_SKIPPED_SHARE * len(rows)) or len(lost) == len(rows):
         told.append(
-            f"{len(lost)} of {len(rows)} records cannot be used, and a run ends above data.max_skipped_share="
-            f"{MAX_SKIPPED_SHARE}: mend them, or raise it in sft.yaml and rl.yaml"
+            f"{len(lost)} of {len(rows)} records cannot be used, and a run ends above {GRACE_ROWS} of them and "
+            f"data.max_skipped_share={MAX_SKIPPED_SHARE}: correct them, or raise it in sft.yaml and rl.yaml"
         )
     without = sum(not (row.videos or row.images or row.audios) for row in read)
     if without:

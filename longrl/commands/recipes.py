@@ -81,7 +81,7 @@ def listing(word: str | None = None) -> str:
         raise ValueError(
             f"no file of longrl has {word!r} in its name or description; `longrl recipes list` has recipes"
         )
-    return "\n".join([*entries, "", *([_parts()] if word is None else []), _how_to_use()]) + "\n"
+    return "\n".join([*entries, "", *([_parts()] if word is None else []), _how_to_use(word)]) + "\n"
 
 
 def _without_asides(text: str) -> str:
@@ -100,8 +100,12 @@ def _parts() -> str:
     return f"parts, evaluations and scripts, by `longrl recipes list WORD`: {shown}"
 
 
-def _how_to_use() -> str:
-    return "run one by `longrl fit --config NAME`, or edit a copy: `longrl recipes copy NAME`"
+def _how_to_use(word: str | None) -> str:
+    copy = "edit a copy: `longrl recipes copy NAME`"
+    if word is None:
+        return f"run one by `longrl fit --config NAME`, or {copy}"
+    part = "name a part by its option behind one, such as `--model.algorithm configs/algorithm/gspo.yaml`"
+    return f"run a recipe by `longrl fit --config NAME`; {part}; {copy}"
 
 
 def copy_recipe(name: str, to: str | None = None) -> str:

@@ -325,8 +325,10 @@ class LongRLCLI(LightningCLI):
     def after_fit(self) -> None:
         """Says what there is now, and what it is for; Lightning calls it."""
         if self.trainer.is_global_zero:
-            config = self._get(self.config, "data").as_dict()
-            end_of_fit(self._get(self.config, "run_dir"), self.trainer.global_step, config, self.prog.split()[3:])
+            data = self._get(self.config, "data").as_dict()
+            configs = [str(path) for path in self._get(self.config, "config") or ()]
+            run_dir, step = self._get(self.config, "run_dir"), self.trainer.global_step
+            end_of_fit(run_dir, step, data, self.prog.split()[3:], configs)
 
     def test(self, model: LightningModule, **options: Any) -> None:
         """`Trainer.test`, whose metrics the view shows in one line; Lightning calls it in its place."""

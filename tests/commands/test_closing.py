@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from longrl.commands.closing import MAX_LINES, end_of_export, end_of_fit, say_end, without_next
+from longrl.commands.closing import MAX_LINES, end_of_export, end_of_fit, say_end, second_stage, without_next
 from longrl.modules.initial_weights import saved_step
 
 
@@ -23,6 +23,18 @@ def test_sft_leads_to_test_rl_and_export(run, capsys):
     assert test == f"next: python -m longrl test --weights '{run}' --test FILE"
     assert f"--init_from '{run}' --out '{run}_rl'" in rl
     assert export == f"next: python -m longrl export --run '{run}' --out '{run}_export'"
+
+
+def test_sft_of_a_folder_of_init_leads_to_its_own_rl_yaml(run, tmp_path, capsys):
+    sft, rl = tmp_path / "sft.yaml", tmp_path / "rl.yaml"
+    rl.write_text(f'model: {{init_from: "{run}"}}\n')
+    end_of_fit(str(run), 7, {"stage": "sft"}, configs=[str(sft)])
+    assert capsys.readouterr().out.splitlines()[2] == f"next: python -m longrl fit --config {rl} --resume auto"
+    for text in ("model: {init_from: runs/other}", "model: []", "[", ""):
+        rl.write_text(text)
+        assert second_stage(str(run), [str(sft)]) is None
+    assert second_stage(str(run), [str(tmp_path / "none" / "sft.yaml")]) is None
+    assert second_stage(str(run), []) is None
 
 
 def test_rl_leads_to_test_and_export_and_diffusion_keeps_its_word(run, capsys):

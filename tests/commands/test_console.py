@@ -76,8 +76,11 @@ def test_other_warnings_are_shown():
     with warnings.catch_warnings(record=True) as caught:
         quiet_libraries()
         warnings.warn("Total length of `DataLoader` across ranks is zero.", stacklevel=1)
+        resumed = "Be aware that when using `ckpt_path`, callbacks used ... Please add the following callbacks: ['{}']."
+        warnings.warn(resumed.format("RunWatch"), stacklevel=1)
+        warnings.warn(resumed.format("Mine"), stacklevel=1)
         warnings.warn("something new", FutureWarning, stacklevel=1)
-    assert [str(one.message) for one in caught] == ["something new"]
+    assert [str(one.message) for one in caught] == [resumed.format("Mine"), "something new"]
 
 
 def test_results_are_said_by_the_first_rank(capsys, monkeypatch):

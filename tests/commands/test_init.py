@@ -76,7 +76,7 @@ def test_some_videos_are_trained_on_whatever_share_is_kept(clips, tmp_path):
 def test_what_is_wrong_with_own_records_is_said(clips, tmp_path):
     records = read_jsonl(clips / "questions.jsonl")
     records[0]["answer"] = "an elephant"
-    records[2]["video"] = "gone.mp4"
+    records[2]["video"] = records[3]["video"] = "gone.mp4"
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "torn.mp4").write_bytes((clips / records[4]["video"]).read_bytes()[:3000])
     records[4]["video"] = str(tmp_path / "clips" / "torn.mp4")
@@ -85,11 +85,23 @@ def test_what_is_wrong_with_own_records_is_said(clips, tmp_path):
     said = write_start(str(tmp_path / "run"), videos=str(clips), questions=str(file))
     assert "7 of 8 records are read by longrl.datamodules.rows.canonical_row; the first that is not: " in said
     assert "an elephant" in said
-    assert "2 of 6 videos cannot be used\n" in said
+    assert "2 of 5 videos cannot be used\n" in said
     assert f"  {clips / 'gone.mp4'}: the file does not exist\n" in said
     assert f"  {tmp_path / 'clips' / 'torn.mp4'}: it cannot be decoded" in said
-    assert "3 of 8 records cannot be used, and a run ends above data.max_skipped_share=0.05: mend them" in said
+    assert "4 of 8 records cannot be used, and a run ends above 3 of them and data.max_skipped_share=0.05: " in said
     assert "1 of 8 records name no video: they are asked as text alone" in said
+
+
+def test_a_few_unusable_records_end_no_run_and_one_in_another_spelling_costs_no_reasoning(clips, tmp_path):
+    records = read_jsonl(clips / "questions.jsonl")
+    records[0]["Question"] = records[0].pop("question")  # `lmms_eval_row` reads all of them, without their reasoning
+    records[2]["video"] = "gone.mp4"
+    records[5]["options"] = ", ".join(records[5]["options"])  # and this one without its options
+    file = write_jsonl(tmp_path / "questions.jsonl", records)
+    said = write_start(str(tmp_path / "run"), videos=str(clips), questions=str(file))
+    assert "6 of 8 records are read by longrl.datamodules.rows.canonical_row; the first that is not: " in said
+    assert "no record has `reasoning`" not in said
+    assert "a run ends above" not in said
     assert [config["data"]["bad_records"] for config in configs(tmp_path / "run")] == ["skip"] * 2
 
 

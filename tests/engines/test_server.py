@@ -398,6 +398,7 @@ def test_a_server_that_died_is_an_error_and_one_started_anew_gets_the_weights(in
     server.kill()
     with pytest.raises(ConnectionError, match=r"cannot be reached, or died.*start the server again.*--ckpt_path"):
         remote.generate(family, model, prompts, features, GREEDY, seed=0)
+    server.as_typed = False  # once is enough
     server.start()
     remote.client.wait_until_ready(180)
     remote.pool.recover_timeout_s = 60

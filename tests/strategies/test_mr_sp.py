@@ -97,6 +97,11 @@ FAMILIES = {
 }
 
 
+@functools.cache
+def made(make, **options):
+    return make(**options)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A grid, and what is trained on it."""
@@ -137,8 +142,10 @@ class Case:
     """The reference is one that will move, kept as numbers that change places with the policy's."""
 
     def family(self):
+        """One for all cases of its options: what it has read of its folder, a rank reads once."""
         if self.vila_pool is not None:
-            return vila_family(
+            return made(
+                vila_family,
                 freeze_vision_encoder=self.freeze or self.freeze_vision_encoder,
                 freeze_projector=self.freeze,
                 pool_frames=self.vila_pool,
@@ -148,8 +155,8 @@ class Case:
         memory = {"offload_checkpoints": self.offload, "mlp_chunk_tokens": self.mlp_chunk}
         if self.compiled:
             memory["compile_layers"] = True
-        make = FAMILIES[self.model]
-        return make(freeze_vision_encoder=self.freeze, gradient_checkpointing=self.checkpointing, lora=lora, **memory)
+        options = {"freeze_vision_encoder": self.freeze, "gradient_checkpointing": self.checkpointing, "lora": lora}
+        return made(FAMILIES[self.model], **options, **memory)
 
     def algorithm(self):
         if self.cut:

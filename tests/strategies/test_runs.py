@@ -20,8 +20,8 @@ from lightning.pytorch import Callback
 from longrl.commands.main import main
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.modules.initial_weights import build_from
-from tests.distributed import run_distributed
-from tests.runs import ROOT, arguments, config, metrics, rollouts, run, start, videos
+from tests.distributed import ForkedCommand, run_distributed
+from tests.runs import ROOT, arguments, config, metrics, rollouts, run, session_members, videos
 
 LAST = "checkpoints/last.ckpt"
 
@@ -238,20 +238,14 @@ def test_a_rank_that_dies_ends_the_others(tmp_path, rank, kill):
     values = grid(rl(), 2, 2, 12)
     breaks = {"class_path": "tests.strategies.test_runs.Break", "init_args": {"rank": rank, "kill": kill}}
     values["trainer"]["callbacks"].append(breaks)
-    process = start(*arguments(tmp_path / "run", values))
-    output, _ = process.communicate(timeout=600)
+    process = ForkedCommand(*arguments(tmp_path / "run", values))
+    output = process.wait()
     assert process.returncode != 0
     if not kill:
         assert "this rank is broken" in output
         name = f"rank{rank}.traceback.txt" if rank else "traceback.txt"
         assert f"the traceback is in {tmp_path / 'run' / name}" in output
-    assert not run_processes(tmp_path)
-
-
-def run_processes(folder: Path) -> list[str]:
-    """Command lines of processes of a run in `folder`."""
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    return [line for line in listed.stdout.splitlines() if str(folder) in line]
+    assert not session_members(process.pid)
 
 
 def test_two_nodes_on_loopback(tmp_path, one_rank):

@@ -13,7 +13,8 @@ from lightning.pytorch import Callback
 
 from longrl.commands.ranks import is_first_rank, stop_ranks, take_ranks, wait_for_ranks
 from longrl.io.exit_codes import STOPPED
-from tests.runs import arguments, start, text_config
+from tests.distributed import ForkedCommand
+from tests.runs import arguments, text_config
 
 
 class FailsOnRank1(Callback):
@@ -39,15 +40,15 @@ def test_a_signal_to_the_command_stops_both_ranks_with_a_checkpoint(tmp_path):
     config = values(tmp_path)
     config["trainer"]["max_steps"] = 100_000
     folder = tmp_path / "run"
-    process = start(*arguments(folder, config, "--resume=auto"))
+    process = ForkedCommand(*arguments(folder, config, "--resume=auto"))
     try:
         deadline = time.monotonic() + 600
         while sum(file.read_text().count("\n") for file in folder.glob("logs/*/metrics.csv")) < 3:
-            assert process.poll() is None, process.stdout.read()
+            assert process.returncode is None, process.output()
             assert time.monotonic() < deadline
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=600)
+        output = process.wait()
     finally:
         process.kill()
     assert process.returncode == STOPPED, output
@@ -60,8 +61,8 @@ def test_a_signal_to_the_command_stops_both_ranks_with_a_checkpoint(tmp_path):
 def test_a_rank_that_fails_last_is_no_success(tmp_path):
     config = values(tmp_path, "tests.strategies.test_stopped_ranks.FailsOnRank1")
     config["trainer"]["max_steps"] = 1
-    process = start(*arguments(tmp_path / "run", config))
-    output, _ = process.communicate(timeout=600)
+    process = ForkedCommand(*arguments(tmp_path / "run", config))
+    output = process.wait()
     assert process.returncode not in (0, None), output
     assert "rank 1 failed" in output
 

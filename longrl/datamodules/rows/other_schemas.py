@@ -19,6 +19,7 @@ MAX_TRIED = 100
 MAX_PASSED = 10_000
 """Records of which those that do not fit are looked for."""
 MEDIA_FIELDS = ("video", "videos", "image", "images", "audio", "audios", "path", "video_path", "video_name")
+OPTION_FIELDS = ("options", "choices")
 
 
 def best_row_function(records: Sequence[Record], media_root: str | None) -> tuple[RowFunction, str | None]:
@@ -61,11 +62,17 @@ def _import_path(function: RowFunction) -> str:
 
 
 def _reads(function: RowFunction, record: Record, media_root: str | None) -> bool:
-    """True if a function makes usable rows of a record, and does not leave its media out."""
+    """True if a function makes usable rows of a record, and leaves none of its media, options and reasoning out."""
     rows = make_rows([record], function, media_root)
     has_media = any(_is_given(record.get(name)) for name in MEDIA_FIELDS)
+    has_options = any(_is_given(record.get(name)) for name in OPTION_FIELDS)
+    has_reasoning = _is_given(record.get("reasoning"))
     return bool(rows) and all(
-        isinstance(row, Row) and (not has_media or bool(row.videos or row.images or row.audios)) for row in rows
+        isinstance(row, Row)
+        and (not has_media or bool(row.videos or row.images or row.audios))
+        and (not has_options or row.task == "multiple_choice")
+        and (not has_reasoning or bool(row.reasoning or row.trace or row.response))
+        for row in rows
     )
 
 
