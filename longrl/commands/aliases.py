@@ -123,12 +123,6 @@ def aliases_of(command: str) -> Mapping[str, str]:
     return ALIASES.get(command, {})
 
 
-def short_name(option: str) -> str:
-    """The short name of an option; "" without one."""
-    named = (short for aliases in ALIASES.values() for short, long in aliases.items() if long == option)
-    return next(named, "")
-
-
 def without_aliases(args: Sequence[str]) -> list[str]:
     """A command line with the options that its short names stand for.
 

@@ -8,7 +8,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,10 +16,11 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from longrl.commands.aliases import short_name
+from longrl.commands.aliases import alias_command, aliases_of
 from longrl.commands.failures import MAX_CHARACTERS, find_mistake
 from longrl.io.exit_codes import MISTAKE
 from longrl.io.one_line import one_line
+from longrl.io.shipped_files import YAML, find_recipe
 from longrl.io.text_files import read_utf8
 
 
@@ -67,6 +68,7 @@ FILLER = (
 PASSED_OVER = ("init_args", "dict_kwargs")
 """Keys of a config that stand between an option and its group."""
 MAX_DEPTH = 40
+NO_ALIASES: Mapping[str, str] = {}
 PROG = "python -m longrl"
 
 
@@ -95,11 +97,18 @@ class ShortErrors(ArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         found = find_mistake(ex)
-        text = str(found) if found is not None else explain(message, self.given, self._option_names())
+        aliases = aliases_of(self._command())
+        text = str(found) if found is not None else explain(message, self.given, self._option_names(), aliases)
         if UNKNOWN.search(message) is None and "required" in message:
             text = f"{text}; {' '.join(self.format_usage().split())}"
         sys.stderr.write(f"longrl: error: {one_line(text, MAX_CHARACTERS)}\n")
         sys.exit(MISTAKE)
+
+    def _command(self) -> str:
+        """The command that is parsed, as `ALIASES` names it; a subcommand's `prog` ends with it, behind a usage."""
+        words = self.prog.split()[len(PROG.split()) :]
+        group = [word for word in words[:1] if word == "diffusion"]
+        return alias_command([*group, *(words[len(group) :][-1:] or self.given)])
 
     def _option_names(self) -> list[str]:
         """Dotted names of the options, of the subcommand's where there is one."""
@@ -107,16 +116,19 @@ class ShortErrors(ArgumentParser):
         return [flag[2:] for parser in parsers for action in parser._actions for flag in action.option_strings]
 
 
-def explain(message: str, given: Sequence[str], options: Iterable[str]) -> str:
+def explain(message: str, given: Sequence[str], options: Iterable[str], aliases: Mapping[str, str] = NO_ALIASES) -> str:
     """An error of jsonargparse in one line.
 
     Args:
         message: its own, of one line or many.
         given: the command line.
         options: dotted names of those that there are.
+        aliases: short names of the command.
     """
     group = ".".join(key or of_group for key, of_group in KEY.findall(message))
     no_file = NO_FILE.search(message)
+    if no_file is not None and set(group.split(".")) == {group.partition(".")[0]}:  # jsonargparse says it twice
+        group = group.partition(".")[0]
     if no_file is not None and group in WHOLE_GROUPS:
         return f"{group} takes a YAML file with options, and {no_file[1]!r} is none; {WHOLE_GROUPS[group]}"
     unknown = [next(filter(None, match.groups())).removeprefix("--") for match in UNKNOWN.finditer(message)]
@@ -131,21 +143,24 @@ def explain(message: str, given: Sequence[str], options: Iterable[str]) -> str:
         key = key.partition(".")[0]
     name = ".".join(filter(None, [group, key]))
     options = list(options)
-    remedy = foreign_remedy(name, options)
+    remedy = foreign_remedy(name, options, aliases)
+    if not remedy and "." not in name and not class_paths:
+        remedy = _near_remedy(name, options, aliases)
     if not remedy:
-        nearest = _nearest(name, class_paths, options)
+        nearest = _nearest(name, class_paths, options, aliases)
         remedy = f"did you mean {nearest}?" if nearest else "--help lists all that there are"
     return _located(name, given, f"there is no option {name}; {remedy}")
 
 
-def foreign_remedy(name: str, options: Sequence[str]) -> str:
+def foreign_remedy(name: str, options: Sequence[str], aliases: Mapping[str, str]) -> str:
     """What an option of another trainer or evaluator is called here; "" of a name that none has.
 
     Args:
         name: of the option, with its groups.
         options: dotted names of those that there are.
+        aliases: short names of the command.
     """
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith(YAML) or find_recipe(name) is not None:
         return f"a config file stands behind --config: --config {name}"
     known = foreign_names()
     entry = known.get(name) or known.get(name.rpartition(".")[2])
@@ -161,15 +176,31 @@ def foreign_remedy(name: str, options: Sequence[str]) -> str:
         return note
     if option is None:  # of another command
         return ""
-    short = short_name(option) if "." not in name else ""
+    return _meant(option, {} if "." in name else aliases, note)
+
+
+def _meant(option: str, aliases: Mapping[str, str], note: str = "") -> str:
+    """The question whether an option was meant, with its short name where that is shorter."""
+    short = next((short for short, long in aliases.items() if long == option and len(short) < len(long)), "")
     remarks = ", ".join(filter(None, [short and f"short: --{short}", note]))
     return f"did you mean {option} ({remarks})?" if remarks else f"did you mean {option}?"
+
+
+def _near_remedy(name: str, options: Sequence[str], aliases: Mapping[str, str]) -> str:
+    """What a name without groups is meant for: a short name, the end of an option's, one of another tool; or ""."""
+    known = {foreign: foreign_remedy(foreign, options, aliases) for foreign in foreign_names()}
+    ends = {option.rpartition(".")[2]: option for option in (*options, *aliases.values()) if option}
+    ends |= {option: option for option in options if option and "." not in option}
+    known |= {meant: _meant(option, aliases) for meant, option in (ends | dict(aliases)).items()}
+    near = difflib.get_close_matches(name, [meant for meant, remedy in known.items() if remedy], n=1, cutoff=0.65)
+    return known[near[0]] if near else ""
 
 
 def _leads_to(option: str, options: Sequence[str]) -> bool:
     """Whether a command has an option, or the class or settings whose option it is."""
     group = option.partition(".init_args")[0]
-    return group in options or ("." in group and group.rpartition(".")[0] in options)
+    parent = group.rpartition(".")[0]
+    return group in options or ("." in parent and parent in options)
 
 
 @functools.cache
@@ -178,7 +209,7 @@ def foreign_names() -> dict[str, Any]:
     return yaml.safe_load(files(__package__).joinpath("foreign_names.yaml").read_text(encoding="utf-8"))
 
 
-def _nearest(name: str, class_paths: Sequence[str], options: Iterable[str]) -> str:
+def _nearest(name: str, class_paths: Sequence[str], options: Iterable[str], aliases: Mapping[str, str]) -> str:
     """The option that a name is most like: of the innermost class that the error names, else of the parser."""
     group, _, last = name.rpartition(".")
     known = [f"{group}.{option}" for option in _parameters(class_paths[-1])] if class_paths else [*options]
@@ -189,6 +220,9 @@ def _nearest(name: str, class_paths: Sequence[str], options: Iterable[str]) -> s
     groups = [] if group in known else difflib.get_close_matches(group, known, n=1, cutoff=0.75)
     if groups and "." in group:  # what a class takes is not among the parser's options
         return f"{groups[0]}.{last}"
+    ending = [option for option in (*known, *aliases.values()) if option.endswith(f".{last}")]
+    if ending and not class_paths:  # in another group
+        return ending[0]
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.75)), "")
 
 

@@ -24,7 +24,8 @@ class HubError(ValueError):
     """
 
     def __init__(self, option: str, source: str, problem: str) -> None:
-        super().__init__(f"{option}={source}: {problem}")
+        value = f"data source {source}" if option == DATA else f"{option}={source}"
+        super().__init__(f"{value}: {problem}")
         self.option = option
         self.source = source
         self.problem = problem

@@ -19,8 +19,8 @@ _names: dict[str, str] = {}
 
 def shipped_root() -> Path:
     """The folder with `FOLDERS`: the checkout that longrl is imported from, or the one in an installed package."""
-    checkout = PACKAGE.parent
-    return checkout if (checkout / "pyproject.toml").is_file() else PACKAGE / "shipped"
+    installed = PACKAGE / "shipped"
+    return installed if installed.is_dir() else PACKAGE.parent
 
 
 def shipped_files() -> list[str]:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from longrl.commands.aliases import aliases_of
 from longrl.commands.main import main
 from longrl.commands.parsers import ShortErrors, explain, foreign_names
 from tests.runs import arguments, config
@@ -44,6 +45,25 @@ def test_the_table_leads_to_options_that_there_are(options):
 
 
 @pytest.mark.parametrize(
+    ("command", "name", "said"),
+    [
+        ("fit", "setps", "trainer.max_steps (short: --steps)"),
+        ("fit", "weigths", "model.family.init_args.model (short: --weights)"),
+        ("fit", "learning_rat", "model.optimizer.lr (short: --lr)"),
+        ("fit", "model.lr", "model.optimizer.lr"),
+        ("evaluate", "weigths", "policy.init_args.weights (short: --weights)"),
+        ("plan", "learning_rate", "model.optimizer.lr"),
+        ("diffusion fit", "devces", "trainer.devices (short: --devices)"),
+        ("export", "output_dir", "out"),
+    ],
+)
+def test_a_typo_leads_to_the_nearest_name_and_the_short_one_of_its_command(command, name, said, capsys):
+    with pytest.raises(SystemExit):
+        main([*command.split(), f"--{name}", "1"])
+    assert capsys.readouterr().err.endswith(f"there is no option {name}; did you mean {said}?\n")
+
+
+@pytest.mark.parametrize(
     ("message", "said"),
     [
         ("unrecognized arguments: --learning_rate=1", "did you mean model.optimizer.lr (short: --lr)?"),
@@ -51,13 +71,14 @@ def test_the_table_leads_to_options_that_there_are(options):
         ("unrecognized arguments: actor_rollout_ref.rollout.n=8", "did you mean rollout.sampling.num_generations?"),
         ("unrecognized arguments: actor_rollout_ref.x=8", "docs/command_line.md says what verl's options are"),
         ("unrecognized arguments: runs/a.yaml", "a config file stands behind --config: --config runs/a.yaml"),
+        ("unrecognized arguments: demo/sft", "a config file stands behind --config: --config demo/sft"),
         ("unrecognized arguments: --num_fewshot 0", "questions are asked without examples"),
         ("unrecognized arguments: --modle.optimizer.lr 1", "did you mean model.optimizer.lr?"),
         ("unrecognized arguments: --zzz", "--help lists all that there are"),
     ],
 )
 def test_a_foreign_name_is_translated(options, message, said):
-    assert said in explain(message, ["fit"], options)
+    assert said in explain(message, ["fit"], options, aliases_of("fit"))
 
 
 def test_of_a_command_without_the_option_nothing_is_said():
@@ -74,7 +95,8 @@ def test_a_foreign_name_in_a_file_has_its_line(tmp_path, capsys):
     assert line.endswith("there is no option learning_rate; did you mean model.optimizer.lr (short: --lr)?")
 
 
-def test_a_name_for_a_whole_group_says_what_is_meant():
-    message = 'Parser key "model": Unable to load config "Qwen/Qwen2.5-VL-7B-Instruct"'
-    text = explain(message, [], [])
+def test_a_name_for_a_whole_group_says_what_is_meant(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--model", "Qwen/Qwen2.5-VL-7B-Instruct"])
+    text = capsys.readouterr().err.removeprefix("longrl: error: ")
     assert text.startswith("model takes a YAML file with options, and 'Qwen/Qwen2.5-VL-7B-Instruct' is none; weights")

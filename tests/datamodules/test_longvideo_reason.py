@@ -556,7 +556,7 @@ def test_the_command_line_reads_no_data_file_as_a_config(tmp_path):
     for content in ("", "[]", '["other.jsonl"]', '[{"source": "other.jsonl"}]'):
         file = tmp_path / "rows.json"
         file.write_text(content)
-        given = [{"source": "a.jsonl", "weight": 2.0, "fields": {}}]
+        given = [{"source": "a.jsonl", "weight": 2.0, "fields": {}, "streaming": False}]
         config = parser.parse_object({"data": {"train": str(file), "val": [str(file)], "test": copy.deepcopy(given)}})
         written = yaml.safe_load(parser.dump(config))["data"]
         assert (written["train"], written["val"], written["test"]) == (str(file), [str(file)], given)

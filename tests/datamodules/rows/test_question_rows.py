@@ -108,7 +108,7 @@ def test_a_source_that_cannot_be_read_says_why(tmp_path, source, content, messag
 
 
 def test_a_hub_id_that_cannot_be_loaded_names_itself_and_the_remedy():
-    with pytest.raises(ValueError, match=r"'nobody/nothing' with split 'train' could not be loaded.*local \.json"):
+    with pytest.raises(ValueError, match=r"^data source nobody/nothing:train: it is not in the cache.*local \.json"):
         read_records("nobody/nothing")  # tests run offline
 
 
