@@ -23,6 +23,13 @@ FIT_ONLY = ("ckpt_path", "weights_only")
 class RunParts(LongRLCLI):
     """Model, data and rollouts of a run, built without a trainer: its devices need not be here.
 
+    A command reads the whole config and checks it as `fit` does, and uses of it:
+
+    - `serve`: the family, the precision that the trainer computes in, and the longest prompt and completion;
+    - `cache-features`: the family, its weights and precision, the rows of data.train, val and test, how they are
+      rendered, and `model.feature_cache_dir`;
+    - `plan`: all but weights and videos; `replay`: the config of a run.
+
     Args:
         command: of `python -m longrl`.
         args: its options: those of `fit`, and the command's own.

@@ -1,6 +1,8 @@
 """Asks an exported model one question about a video, by transformers alone: nothing of longrl is imported.
 
 python ask.py EXPORTED VIDEO "What happens at the end?"
+
+A question with options has them on lines of their own, as in training: A. tea, B. milk.
 """
 
 import sys

@@ -129,9 +129,14 @@ def _read_file(path: Path) -> Sequence[Record]:
         delimiter = "," if path.suffix == ".csv" else "\t"
         try:
             with utf8_file(path, newline="") as file:
-                return list(csv.DictReader(file, delimiter=delimiter))
+                table = csv.DictReader(file, delimiter=delimiter)
+                records = list(table)
         except csv.Error as error:
             raise ValueError(f"{path} is no table: {error}; is every line cut by {delimiter!r}?") from error
+        names = list(table.fieldnames or ())
+        if len(names) == 1 and ";" in names[0]:  # as spreadsheets write where the comma is in numbers
+            raise ValueError(f"{path} must have its columns between {delimiter!r}, got {names[0]!r}; save it so")
+        return records
     if path.suffix == ".txt":
         return [{LINE_FIELD: line} for line in LINE_BREAK.split(read_utf8(path)) if line.strip()]
     return _read_json(path) if path.suffix == ".json" else read_jsonl(path)

@@ -69,3 +69,9 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line):
     file.write_text(f"{LINE}\n{line}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"line 2 of .*rows\.jsonl"):
         read_records(file)
+
+
+def test_a_table_between_semicolons_is_named(tmp_path):
+    (tmp_path / "rows.csv").write_text("problem;answer\nWho drives?;Ann\n")
+    with pytest.raises(ValueError, match=r"rows\.csv must have its columns between ',', got 'problem;answer'; save it"):
+        read_records(tmp_path / "rows.csv")
