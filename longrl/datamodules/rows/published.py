@@ -58,6 +58,10 @@ VIDEO_R1_TASKS = {
 # ----------------------------------------------------------------------------------------------------- any benchmark
 
 
+OTHER_NAMES = {"options": ("choices",), "video": ("video_path", "videos"), "image": ("image_path", "images")}
+"""Field of `canonical_row` -> what other sets call it. Left unread, a question would lose its options or its video."""
+
+
 def canonical_row(record: Record, index: int, media_root: str | None = None) -> Row:
     """`{id, video, question, options, answer, problem_type, subtitles, metadata}`, the form to write one's own set in.
 
@@ -65,7 +69,14 @@ def canonical_row(record: Record, index: int, media_root: str | None = None) -> 
     a letter, a wording or the index of an option from 0 on. `problem_type` is a `Row.task`, a type of Video-R1 or, for
     anything else, the category; `metadata["category"]` says it otherwise. `subtitles`, a file or the lines themselves,
     is what `data.subtitles.source: record` reads.
+
+    Raises:
+        ValueError: a field is missing, or has the name that another set gives it (`choices`, `video_path`).
     """
+    for field, others in OTHER_NAMES.items():
+        found = next((other for other in others if record.get(other)), None)
+        if found and not record.get(field):
+            raise missing_field_error(record, index, field, f", but it has {found!r}: rename that")
     kind = str(record.get("problem_type") or "")
     task = kind if kind in TASKS else VIDEO_R1_TASKS.get(kind)
     extra = metadata_field(record, index, media_root, record.get("subtitles"))

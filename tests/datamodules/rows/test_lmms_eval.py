@@ -50,7 +50,7 @@ def test_the_table_says_which_tasks_fit():
     text = (ROOT / "docs" / "benchmarks.md").read_text()
     assert f"{fit + judged} of {fit + judged + others}" in text
     table = {}
-    for line in text.partition("## lmms_eval_row")[2].splitlines():
+    for line in text.partition("`lmms_eval_row`\n")[2].splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("|") and len(cells) == 2:
             table[cells[0]] = cells[1]

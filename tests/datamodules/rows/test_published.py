@@ -336,6 +336,14 @@ def test_the_canonical_form_without_options():
     open_ended = published.canonical(options=None, answer="it slips", problem_type="open_ended", subtitles=None)
     assert only([open_ended], canonical_row, None).task == "open_ended"
     assert "got 'a spoon'" in error_of(published.canonical(answer="a spoon"), canonical_row)
+
+
+@pytest.mark.parametrize("field, other", [("options", "choices"), ("video", "video_path"), ("video", "videos")])
+def test_what_another_set_calls_otherwise_is_named_and_not_left_out(field, other):
+    record = published.canonical()
+    renamed = {other if name == field else name: value for name, value in record.items()}
+    assert f"needs {field!r}, which is missing, but it has {other!r}: rename that" in error_of(renamed, canonical_row)
+    assert only([{**record, other: record[field]}], canonical_row, "/m").problem  # both: ours is read
     assert "got 'option number 2'" in error_of(published.canonical(answer=2), canonical_row)
 
 
