@@ -69,7 +69,8 @@ def with_shipped_values(value: Any, working_folder: Path) -> Any:
         working_folder: the user's.
     """
     if isinstance(value, dict):
-        return {name: with_shipped_values(item, working_folder) for name, item in value.items()}
+        written = {name: item for name, item in value.items() if name in WRITES}
+        return {name: with_shipped_values(item, working_folder) for name, item in value.items()} | written
     if isinstance(value, list):
         return [with_shipped_values(item, working_folder) for item in value]
     if not isinstance(value, str) or _names_stay.get():

@@ -9,7 +9,7 @@ import yaml
 from jsonargparse import Namespace
 
 from longrl.commands.main import main
-from longrl.commands.shipped_paths import with_names, with_shipped_files
+from longrl.commands.shipped_paths import with_names, with_shipped_files, with_shipped_values
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.pipeline.prompt_folder import Prompts
 from longrl.planning.shapes import find_config
@@ -64,6 +64,13 @@ def test_parts_and_folders_behind_options_are_found():
 )
 def test_what_a_command_writes_and_other_values_stay_as_they_are(args):
     assert with_shipped_files(args) == args
+
+
+def test_what_a_config_writes_stays_and_what_it_reads_is_found(elsewhere):
+    values = {"run_dir": "configs/demo", "data": {"train": ["launch/node.sh", {"source": "configs/demo/base"}]}}
+    found = with_shipped_values(values, elsewhere)
+    assert found["run_dir"] == "configs/demo"
+    assert found["data"]["train"] == ["launch/node.sh", {"source": str(ROOT / "configs/demo/base")}]
 
 
 def test_what_classes_name_by_themselves_is_found_too():
