@@ -338,7 +338,7 @@ def test_the_canonical_form_without_options():
     assert "got 'a spoon'" in error_of(published.canonical(answer="a spoon"), canonical_row)
 
 
-@pytest.mark.parametrize("field, other", [("options", "choices"), ("video", "video_path"), ("video", "videos")])
+@pytest.mark.parametrize(("field", "other"), [("options", "choices"), ("video", "video_path"), ("video", "videos")])
 def test_what_another_set_calls_otherwise_is_named_and_not_left_out(field, other):
     record = published.canonical()
     renamed = {other if name == field else name: value for name, value in record.items()}
