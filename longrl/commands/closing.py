@@ -102,7 +102,6 @@ def end_of_export(out: str, run: str, step: int | None, dtype: str, loader: str)
     following = [f"load it in Python by {loader}"]
     if loader.startswith("transformers."):
         following += [f"vllm serve {shlex.quote(out)} --dtype {dtype}"]
-        following += [
-            longrl("evaluate", "--config", "configs/eval/NAME.yaml", "--weights", out, "--out", f"{out}_eval")
-        ]
+        benchmark = ("--config", "configs/eval/longvideo_reason.yaml")
+        following += [longrl("evaluate", *benchmark, "--weights", out, "--out", f"{out}_eval")]
     say_end(written, following)

@@ -217,11 +217,15 @@ def check_decoder(name: str) -> Iterator[Finding]:
     try:
         yield Finding("decoders", name, decoder_version(VideoSampling(decoder=name)))  # type: ignore[arg-type]
     except ImportError as error:
-        command = f'pip install "longrl[{name}]"'
         if not _is_installed(name):
-            yield Finding("decoders", name, "not installed", "missing", command)
+            yield Finding("decoders", name, "not installed", "missing", f'pip install "longrl[{name}]"')
             return
-        yield Finding("decoders", name, f"does not load: {error}", "warning", f"{command}; docs/media.md")
+        # torchcodec looks for a system's FFmpeg; `make env` has linked PyAV's.
+        links = Path(sys.prefix, "ffmpeg")
+        make_links = "" if links.is_dir() else f"python -m longrl.datamodules.media.ffmpeg_links {links}; "
+        remedies = {"torchcodec": f"{make_links}export LD_LIBRARY_PATH={links}"}
+        remedy = remedies.get(name, "docs/media.md says what it needs")
+        yield Finding("decoders", name, f"does not load: {error}", "warning", remedy)
 
 
 def check_hub(network: bool = False) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""The last lines of a command: what was written where, and the next command, which works as it stands."""
+"""The last lines of a command: what was written where, and the next command; capitals are for its user to fill in."""
 
 import pytest
 import torch
