@@ -46,6 +46,7 @@ $(STAMP): $(LOCK) pyproject.toml
 	rm -f "$$site/longrl_startup.pth"; cp longrl/torchvision_ops.py "$$site/torchvision_beside_cpu.py"; \
 	echo '$(STARTUP)' > "$$site/torchvision_beside_cpu.pth"
 	@$(PY) -m longrl.datamodules.media.ffmpeg_links $(FFMPEG) >/dev/null || echo "torchcodec looks for FFmpeg elsewhere"
+	@$(PY) -m compileall -q longrl || true  # for processes that may not write bytecode, as under CI
 	@rm $(HALF_MADE) && touch $@
 	@echo "$(VENV) is ready: source $(VENV)/bin/activate, then python -m longrl doctor"
 
