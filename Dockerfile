@@ -29,8 +29,10 @@ RUN apt-get update \
 ENV PATH=/opt/venv/bin:${PATH} PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 # pip reads this one: PyTorch's index of CPU wheels makes the CPU image some GB smaller.
 ARG PIP_EXTRA_INDEX_URL=
+# What the lines below mount: kept between builds, in no image.
+ARG PIP_CACHE_DIR=/var/cache/pip
 COPY requirements/cpu.lock requirements/gpu.lock /opt/longrl/requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     python3 -m venv /opt/venv \
     && pip install -r "/opt/longrl/requirements/${LOCK}"
 
@@ -40,11 +42,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 ARG FLASH_ATTN=
 ARG MAX_JOBS=4
 # hadolint ignore=DL3013
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     if [ -n "${FLASH_ATTN}" ]; then pip install --no-build-isolation "${FLASH_ATTN}"; fi
 
 COPY . /opt/longrl
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     pip install --no-deps --editable /opt/longrl \
     && python -m longrl.datamodules.media.ffmpeg_links /opt/ffmpeg
 # torchcodec has no FFmpeg of its own: it takes PyAV's.
